@@ -1,0 +1,160 @@
+"""Every setting with its default and its range; YAML changes them, an unknown key is an error.
+
+Secrets and addresses of services are not here: they come from the environment or the workspace (flows/local).
+"""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from loop.errors import ConfigError
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelConfig(_Frozen):
+    """Which network, and how large (loop/models)."""
+
+    name: str = "seu_net"
+    in_channels: Literal[1, 3] = 3
+    base: int = Field(16, ge=4, le=128, description="channels of the first level; doubled at each level down")
+    depth: int = Field(4, ge=2, le=6, description="number of times the image is halved")
+    reduction: int = Field(8, ge=1, description="squeeze-and-excitation: channels are squeezed by this factor")
+    dark_background: bool = Field(True, description="images with a bright background are inverted first")
+
+
+class InstanceConfig(_Frozen):
+    """From probability maps to cells (loop/models/watershed.py)."""
+
+    foreground: float = Field(0.5, gt=0, lt=1, description="a pixel belongs to a cell above this probability")
+    seed: float = Field(0.6, gt=0, lt=1, description="interior minus border above this starts a cell")
+    smooth_px: float = Field(1.0, ge=0, le=10, description="blur of interior minus border before seeds are sought, px")
+    min_area: int = Field(20, ge=1, description="smaller cells are dropped, px")
+    min_score: float = Field(0.75, ge=0, lt=1, description="cells of a lower mean interior probability are dropped")
+    tile: int = Field(512, ge=64, description="side of a window at inference, px")
+    overlap: int = Field(128, ge=0, description="how far windows overlap, px")
+
+
+class TrainConfig(_Frozen):
+    """How a challenger is trained (loop/training)."""
+
+    minutes: float = Field(3.0, gt=0, description="wall-clock budget of the optimiser")
+    max_steps: int | None = Field(
+        None, ge=1, description="a budget in steps instead, for runs that must repeat exactly"
+    )
+    crop: int = Field(192, ge=32, multiple_of=16)
+    batch: int = Field(8, ge=1)
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(1e-4, ge=0)
+    warmup_steps: int = Field(30, ge=0)
+    ema: float = Field(0.98, ge=0, lt=1, description="decay of the averaged weights that are kept")
+    border_weight: float = Field(2.0, gt=0, description="weight of the border head in the summed loss (thesis eq. 4.2)")
+    scale_jitter: float = Field(1.6, ge=1, le=4, description="crops are made up to this factor larger or smaller")
+    rotate: float = Field(15.0, ge=0, le=45, description="turn of a crop beyond quarter turns, degrees")
+    elastic: float = Field(2.0, ge=0, le=20, description="standard deviation of the smooth displacement, px")
+    intensity: float = Field(1.0, ge=0, le=2, description="strength of the changes of brightness, colour and noise")
+    invert: float = Field(0.0, ge=0, le=1, description="share of crops whose intensities are inverted")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    seed: int = 0
+
+
+class SelectConfig(_Frozen):
+    """Which images a person sees next (loop/acquisition)."""
+
+    strategy: str = "uncertain_diverse"
+    first_batch: int = Field(12, ge=2, description="images of the first batch, all drawn at random")
+    first_control: float = Field(0.5, gt=0, lt=1, description="share of the first batch that is hold-out")
+    batch: int = Field(8, ge=1)
+    control: float = Field(0.2, ge=0, lt=1, description="share of each later batch drawn at random as hold-out")
+
+
+class GateConfig(_Frozen):
+    """When a challenger replaces the champion (loop/metrics/paired.py)."""
+
+    confidence: float = Field(0.8, gt=0.5, lt=1, description="of the two-sided paired bootstrap interval")
+    margin: float = Field(0.0, description="the interval's lower end must lie above this difference in AP")
+    resamples: int = Field(2000, ge=100)
+    min_images: int = Field(3, ge=2, description="a hold-out smaller than this decides nothing")
+
+
+class PublishConfig(_Frozen):
+    """How masks are shown in Label Studio."""
+
+    labels: tuple[str, ...] = ("Cell",)
+    tolerance_px: float = Field(0.5, ge=0, le=5, description="how far a polygon may leave the mask's outline")
+    chunk: int = Field(50, ge=1, description="tasks a request")
+
+
+class TriggerConfig(_Frozen):
+    """When a round starts by itself."""
+
+    new_annotations: int = Field(20, ge=1, description="a round after this many new annotations; see `watch`")
+    watch_seconds: int = Field(300, ge=10, description="how often Label Studio is asked what is new")
+    cron: str | None = Field(None, description="a round at these times too, e.g. '0 3 * * *'")
+
+
+class RetrainConfig(_Frozen):
+    """Where a challenger is trained."""
+
+    pool: str | None = Field(
+        None, description="Prefect work pool whose worker trains; none = in the process that runs the round"
+    )
+
+
+class LoopConfig(_Frozen):
+    """The whole tree, as configs/loop.yaml writes it."""
+
+    model: ModelConfig = ModelConfig()
+    instances: InstanceConfig = InstanceConfig()
+    train: TrainConfig = TrainConfig()
+    select: SelectConfig = SelectConfig()
+    gate: GateConfig = GateConfig()
+    publish: PublishConfig = PublishConfig()
+    trigger: TriggerConfig = TriggerConfig()
+    retrain: RetrainConfig = RetrainConfig()
+
+
+def load_config(path: Path | None = None, overrides: dict[str, Any] | None = None) -> LoopConfig:
+    """The settings of a YAML file with `overrides` on top; without a file, the defaults.
+
+    Args:
+        path: a YAML file of the shape of configs/loop.yaml, any part of it left out.
+        overrides: dotted names to values, e.g. {"train.minutes": 0.5}; None values are skipped.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, a key is unknown, or a value is out of its range.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the config {path}: {error.strerror}; give a YAML file") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is no YAML: {error}; see configs/loop.yaml") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise ConfigError(f"{path} holds a {type(loaded).__name__}; expected a mapping as in configs/loop.yaml")
+        tree = loaded or {}
+    for name, value in (overrides or {}).items():
+        if value is None:
+            continue
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise ConfigError(
+                    f"{name} is no setting: {parent} holds a value; configs/loop.yaml lists every setting"
+                )
+        node[leaf] = value
+    try:
+        return LoopConfig.model_validate(tree)
+    except ValidationError as error:
+        where = path or "the settings"
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given {e['input']!r})" for e in error.errors())
+        raise ConfigError(f"{where}: {faults}; configs/loop.yaml lists every setting") from error
