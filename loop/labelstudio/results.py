@@ -1,0 +1,294 @@
+"""Cells as Label Studio's result items, and back: percent of the image (0..100) there, pixels here.
+
+Written: polygons, and a brush or bitmask region for a cell that one ring cannot hold. Read: polygon, brush, bitmask,
+rectangle and ellipse regions. A pixel belongs to a drawn shape when its centre does.
+"""
+
+import math
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from loop.errors import InputError, LabelError, NonFiniteError
+from loop.labelstudio.interface import UNUSABLE, Interface
+from loop.labelstudio.rle import encode_brush
+from loop.labelstudio.shapes import READERS, number, png_url, rectangle_ring, to_percent, to_pixels
+from loop.rings import MIN_POLYGON_IOU, Crop, Outline, PointArray, outlines
+from loop.types import BoolArray, Instances, Source
+
+_NAMESPACE = uuid.UUID("6f1f63a2-5c0e-4d0c-9a43-0d6f2a1c7b58")
+# Result items that are no shapes on the image; "" is what is left of "labels".
+_NOT_SHAPES = frozenset(
+    ["", "choices", "textarea", "rating", "number", "taxonomy", "datetime", "pairwise", "ranker", "relation"]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ParsedAnnotation:
+    """What an annotation says.
+
+    Attributes:
+        instances: the cells, in the annotation's order; none where a person submitted "no cells here".
+        prompts_left: how many keypoints and smart boxes were left over; they are no cells.
+        unknown_labels: label names that the config lacks, each once. Their regions are left out: the caller refuses
+            the annotation or reports it.
+        unreadable: one text for each region that was left out because it is damaged, empty or of a kind that holds no
+            cell, with its id and the reason.
+    """
+
+    instances: Instances
+    prompts_left: int
+    unknown_labels: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Hints of a person's smart tool, px of the image.
+
+    Attributes:
+        points_xy: (P, 2) float64.
+        positive: (P,) bool; False = "not this".
+        boxes_xyxy: (B, 4) float64, x0 <= x1, y0 <= y1.
+        label: the class that was chosen for them, or "".
+    """
+
+    points_xy: PointArray
+    positive: BoolArray
+    boxes_xyxy: PointArray
+    label: str
+
+
+def to_results(
+    instances: Instances, interface: Interface, *, tolerance_px: float = 0.5, id_seed: str = ""
+) -> list[dict[str, Any]]:
+    """One result item for each cell, in order, as Label Studio imports them.
+
+    A cell becomes a polygon. One that no polygon holds at IoU 0.97 (large holes, several parts) becomes a brush or
+    bitmask region where the config has such a control, else its outer ring.
+
+    Args:
+        instances: N cells, 0 included. `labels` index `interface.labels`.
+        interface: of the project's label config.
+        tolerance_px: how far a polygon may leave the cell's border, px >= 0.
+        id_seed: told apart from other results for the same image and model, e.g. the suggestions of one click:
+            ids follow from image id, model version, this and the cell's place, so equal calls give equal ids.
+
+    Raises:
+        LabelError: a cell's label is not in the config, or none of its controls that hold masks has it.
+        NonFiniteError: a score is NaN or infinite.
+    """
+    height, width = instances.shape
+    seed = uuid.uuid5(_NAMESPACE, "\n".join([instances.image_id, instances.model_version, id_seed]))
+    origin = "manual" if instances.source.startswith("human") else "prediction"
+    holds_polygons = any(control.kind == "polygonlabels" for control in interface.controls)
+    rings = outlines(instances.masks, tolerance_px) if holds_polygons else [None] * len(instances)
+    results = []
+    for i, ring in enumerate(rings):
+        score = float(instances.scores[i])
+        if not math.isfinite(score):
+            raise NonFiniteError(f"cell {i} of image {instances.image_id!r} has score {score}; expected 0..1")
+        control_name, kind, value = _shape(instances, i, interface, ring)
+        results.append(
+            {
+                "id": f"{seed.hex[:12]}-{i}",
+                "from_name": control_name,
+                "to_name": interface.image_name,
+                "type": kind,
+                "origin": origin,
+                "original_width": width,
+                "original_height": height,
+                "image_rotation": 0,
+                "score": round(score, 4),
+                "value": value,
+            }
+        )
+    return results
+
+
+def from_results(
+    results: Sequence[Any],
+    interface: Interface,
+    shape: tuple[int, int],
+    *,
+    image_id: str = "",
+    source: Source = "human",
+) -> ParsedAnnotation:
+    """The cells of an annotation's (or prediction's) result items.
+
+    A region without a label gets the only one where the config has one class; of several labels the first counts.
+    Cells of a model keep their score; a person's have score 1.
+
+    Args:
+        results: the `result` list.
+        interface: of the project's label config.
+        shape: (H, W) of the image, px.
+        image_id: the image's stem.
+        source: who drew them.
+
+    Raises:
+        LabelError: a shape was drawn on an image of another or unknown size, or on the image turned round. Nothing of
+            such an annotation can be trusted, so it is refused as a whole.
+    """
+    regions = [region for region in results if isinstance(region, dict)]
+    unreadable = [f"a {type(item).__name__} in place of a region" for item in results if not isinstance(item, dict)]
+    unknown: list[str] = []
+    cells: list[_Cell] = []
+    shapes = [region for region in regions if _kind(region) not in _NOT_SHAPES and not _is_prompt(region, interface)]
+    for region in shapes:
+        _check_frame(region, shape, image_id)
+    for region in shapes:
+        try:
+            cell = _read(region, interface, shape)
+        except (InputError, NonFiniteError) as error:
+            unreadable.append(f"{_name(region)}: {error}")
+        else:
+            unknown.extend(cell.unknown_labels)
+            cells.extend([] if cell.unknown_labels else [cell])
+    instances = Instances.build(
+        shape,
+        [cell.crop.box_xyxy for cell in cells],
+        [cell.crop.mask for cell in cells],
+        labels=[cell.label for cell in cells],
+        scores=[1.0 if source.startswith("human") else cell.score for cell in cells],
+        image_id=image_id,
+        source=source,
+    )
+    prompts = [region for region in regions if _is_prompt(region, interface)]
+    return ParsedAnnotation(instances, len(prompts), tuple(dict.fromkeys(unknown)), tuple(unreadable))
+
+
+def prompts_from_context(context: Mapping[str, Any] | None, shape: tuple[int, int]) -> Prompts:
+    """The points and boxes of an interactive request's `context`, clipped to the image; none for an empty context.
+
+    A point without `is_positive` is positive. A turned box is given as the upright box around it.
+
+    Args:
+        context: `params.context` of the request, {"result": [...]}.
+        shape: (H, W) of the image, px.
+
+    Raises:
+        LabelError: a prompt is neither keypoint nor rectangle, has no numbers, or was placed on an image of another
+            size.
+    """
+    height, width = shape
+    points, positive, boxes, labels = [], [], [], []
+    for region in (context or {}).get("result") or []:
+        _check_frame(region, shape, "")
+        kind, value = _kind(region), _value(region)
+        if kind == "keypoint":
+            points.append(to_pixels([[number(value, "x"), number(value, "y")]], shape)[0])
+            positive.append(region.get("is_positive") is not False)
+        elif kind == "rectangle":
+            corners = rectangle_ring(value, shape)
+            boxes.append(np.concatenate([corners.min(axis=0), corners.max(axis=0)]))
+        else:
+            raise LabelError(f"{_name(region)} is no prompt; expected keypoints or rectangles")
+        labels.extend(_label_names(value, kind))
+    limits = np.array([width, height], np.float64)
+    return Prompts(
+        points_xy=np.clip(np.reshape(points, (-1, 2)), 0, limits),
+        positive=np.array(positive, np.bool_),
+        boxes_xyxy=np.clip(np.reshape(boxes, (-1, 4)), 0, np.tile(limits, 2)),
+        label=labels[0] if labels else "",
+    )
+
+
+def is_unusable(results: Sequence[Any]) -> bool:
+    """True where a person marked the image with the choice "unusable"."""
+    return any(
+        isinstance(item, dict) and _kind(item) == "choices" and UNUSABLE in _value(item).get("choices", ())
+        for item in results
+    )
+
+
+def _shape(instances: Instances, i: int, interface: Interface, ring: Outline | None) -> tuple[str, str, dict[str, Any]]:
+    """Control name, type and value of one cell's region."""
+    index = int(instances.labels[i])
+    label = interface.labels[index] if 0 <= index < len(interface.labels) else None
+    control = None if label is None else interface.mask_control(label)
+    if label is None or control is None:
+        raise LabelError(
+            f"cell {i} of image {instances.image_id!r} has label {index} ({label}), which no mask control of the label"
+            f" config has; its labels are {', '.join(interface.labels)}"
+        )
+    height, width = instances.shape
+    x0, y0, x1, y1 = instances.boxes_xyxy[i].tolist()
+    raster = interface.mask_control(label, "raster")
+    if control.kind == "polygonlabels" and ring is not None and (ring.iou >= MIN_POLYGON_IOU or raster is None):
+        points = to_percent(ring.points_xy + np.array([x0, y0]), instances.shape)
+        return control.name, control.kind, {"points": points, "closed": True, control.kind: [label]}
+    full = np.zeros((height, width), np.bool_)
+    full[y0:y1, x0:x1] = instances.masks[i]
+    target = raster or control
+    if target.kind == "bitmasklabels":
+        return target.name, target.kind, {"imageDataURL": png_url(full), target.kind: [label]}
+    return target.name, target.kind, {"format": "rle", "rle": encode_brush(full), target.kind: [label]}
+
+
+class _Cell(NamedTuple):
+    crop: Crop
+    label: int
+    score: float
+    unknown_labels: tuple[str, ...]
+
+
+def _read(region: Mapping[str, Any], interface: Interface, shape: tuple[int, int]) -> _Cell:
+    """One region as a cell; LabelError says why it holds none. The label is 0 where the config lacks the region's."""
+    if interface.control(str(region.get("from_name"))) is None:
+        raise LabelError(f"the label config has no control {region.get('from_name')!r}")
+    kind, value = _kind(region), _value(region)
+    if kind not in READERS:
+        raise LabelError(f"it holds no cell; expected one of {', '.join(READERS)}")
+    names = _label_names(value, kind)
+    if not names and len(interface.labels) > 1:
+        raise LabelError(f"it has no label; expected one of {', '.join(interface.labels)}")
+    crop = READERS[kind](value, shape)
+    if crop is None:
+        raise LabelError("it covers no pixel of the image")
+    unknown = tuple(name for name in names if name not in interface.labels)
+    label = interface.labels.index(names[0]) if names and not unknown else 0
+    score = 1.0 if region.get("score") is None else number(region, "score")
+    return _Cell(crop, label, min(max(score, 0.0), 1.0), unknown)
+
+
+def _is_prompt(region: Mapping[str, Any], interface: Interface) -> bool:
+    control = interface.control(str(region.get("from_name")))
+    return _kind(region) == "keypoint" or (control is not None and control.takes_prompts)
+
+
+def _kind(region: Mapping[str, Any]) -> str:
+    """The region's shape: its type in lower case without "labels"."""
+    return str(region.get("type", "")).lower().removesuffix("labels")
+
+
+def _value(region: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = region.get("value")
+    if not isinstance(value, dict):
+        raise LabelError(f"its value is a {type(value).__name__}; expected an object")
+    return value
+
+
+def _label_names(value: Mapping[str, Any], kind: str) -> list[str]:
+    return [str(name) for name in value.get(f"{kind}labels") or value.get("labels") or ()]
+
+
+def _name(region: Mapping[str, Any]) -> str:
+    return f"region {region.get('id')!r} of type {region.get('type')!r}"
+
+
+def _check_frame(region: Mapping[str, Any], shape: tuple[int, int], image_id: str) -> None:
+    drawn = (region.get("original_width"), region.get("original_height"))
+    if drawn != (shape[1], shape[0]):
+        raise LabelError(
+            f"{_name(region)} was drawn on an image of {drawn[0]} x {drawn[1]} px; image {image_id!r} has {shape[1]} x"
+            f" {shape[0]} px: send original_width and original_height, and check that the task shows the right image"
+        )
+    if region.get("image_rotation"):
+        raise LabelError(
+            f"{_name(region)} was drawn on image {image_id!r} turned by {region['image_rotation']} degrees; expected 0:"
+            " draw it again on the upright image"
+        )
