@@ -19,6 +19,9 @@ from loop.adapters.mlflow_run import Run, flatten
 from loop.adapters.mlflow_server import CLIENT_ENVIRONMENT, Server
 from loop.adapters.mlflow_version import (
     CHECKPOINT_FILES,
+    DECISION,
+    METRICS,
+    REASON,
     ModelVersion,
     hash_tags,
     is_intact,
@@ -34,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 # Tags that the registry writes: what the gate decided of a version, and which versions were champion of the model.
-DECISION, REASON, METRICS = "celloop.decision", "celloop.reason", "celloop.metrics"
 HISTORY = "celloop.champions"
 
 

@@ -1,6 +1,7 @@
 """A registered model version, and its checkpoint in a folder on this machine."""
 
 import hashlib
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from loop.errors import CheckpointError
 
 CHECKPOINT_FILES = ("model.safetensors", "model.json")
+DECISION, REASON, METRICS = "celloop.decision", "celloop.reason", "celloop.metrics"
 _HASH = "celloop.sha256."
 
 
@@ -22,6 +24,22 @@ class ModelVersion:
     label: str
     tags: dict[str, str]
     source: str = ""
+
+    @property
+    def decision(self) -> str:
+        """What was last decided of it: "promoted", "refused", "rolled back", or "" before the gate."""
+        return self.tags.get(DECISION, "")
+
+    @property
+    def reason(self) -> str:
+        """Why, in words; "" before the gate."""
+        return self.tags.get(REASON, "")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The figures behind the gate's decision; {} before it."""
+        found: dict[str, Any] = json.loads(self.tags.get(METRICS, "{}"))
+        return found
 
 
 def model_version(found: Any) -> ModelVersion:
