@@ -1,0 +1,60 @@
+"""`python -m backend --host H --port P`: the backend as a process of its own, configured by the environment."""
+
+import argparse
+import logging
+import os
+import sys
+
+import uvicorn
+
+from backend.app import create_app
+from backend.settings import ENVIRONMENT, Settings, is_loopback
+from loop.adapters.mlflow_registry import CLIENT_ENVIRONMENT
+from loop.errors import LoopError
+
+logger = logging.getLogger("backend")
+
+SHUTDOWN_S = 5
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs until it is stopped; returns the exit code (2: a setting is missing or wrong)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m backend",
+        description="Serves the champion of each project to Label Studio.",
+        epilog=f"Environment: {', '.join(ENVIRONMENT)}.",
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=9090)
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name, value in CLIENT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        settings = Settings.from_environment(os.environ)
+        app = create_app(settings)
+    except LoopError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    if not settings.user and not is_loopback(given.host):
+        logger.warning(
+            "%s is reachable from other machines and asks for no password; "
+            "set CELLOOP_BACKEND_USER and CELLOOP_BACKEND_PASSWORD",
+            given.host,
+        )
+    uvicorn.run(
+        app,
+        host=given.host,
+        port=given.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        timeout_graceful_shutdown=SHUTDOWN_S,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

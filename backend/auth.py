@@ -1,0 +1,60 @@
+"""Who may call: HTTP basic auth on every route but /health, and the webhook's secret header. Constant-time compares."""
+
+import base64
+import binascii
+import hmac
+
+from fastapi import Request
+
+from backend.errors import UnauthorizedError
+from backend.settings import Settings
+from loop.adapters.label_studio_hooks import SECRET_HEADER
+
+
+def _same(given: str, expected: str) -> bool:
+    return hmac.compare_digest(given.encode(), expected.encode())
+
+
+def basic_credentials_right(header: str | None, user: str, password: str) -> bool:
+    """Whether an Authorization header holds these basic credentials; False for none and for a malformed one."""
+    scheme, _, encoded = (header or "").partition(" ")
+    if scheme.lower() != "basic":
+        return False
+    try:
+        decoded = base64.b64decode(encoded.strip(), validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return False
+    given_user, _, given_password = decoded.partition(":")
+    user_right, password_right = _same(given_user, user), _same(given_password, password)
+    return user_right and password_right
+
+
+def require_user(request: Request) -> None:
+    """Passes when no user is configured or the request carries the right credentials.
+
+    Raises:
+        UnauthorizedError: it does not.
+    """
+    settings: Settings = request.app.state.settings
+    header = request.headers.get("authorization")
+    if settings.user and not basic_credentials_right(header, settings.user, settings.password.get_secret_value()):
+        raise UnauthorizedError("user or password is missing or wrong; give those that the backend was started with")
+
+
+def require_webhook_secret(request: Request) -> None:
+    """Passes when the webhook's secret header is right; Label Studio's START_TRAINING may use basic auth instead.
+
+    Where no secret is configured, the rule of every other route holds.
+
+    Raises:
+        UnauthorizedError: the secret is configured, and neither it nor the right user and password came.
+    """
+    settings: Settings = request.app.state.settings
+    secret = settings.webhook_secret.get_secret_value()
+    if not secret:
+        require_user(request)
+    elif not _same(request.headers.get(SECRET_HEADER, ""), secret):
+        header = request.headers.get("authorization")
+        password = settings.password.get_secret_value()
+        if not (settings.user and basic_credentials_right(header, settings.user, password)):
+            raise UnauthorizedError(f"the header {SECRET_HEADER} is missing or wrong; connect the webhook again")

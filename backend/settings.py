@@ -1,0 +1,87 @@
+"""Where the backend finds everything and what it refuses: addresses and secrets from the environment, limits fixed."""
+
+import ipaddress
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+
+from loop.errors import ConfigError
+
+MIB = 2**20
+
+ENVIRONMENT = {
+    "CELLOOP_INDEX_URL": "index_url",
+    "CELLOOP_MODELS_DIR": "models_dir",
+    "CELLOOP_DISPLAY_ROOT": "display_root",
+    "MLFLOW_TRACKING_URI": "mlflow_url",
+    "CELLOOP_LABEL_STUDIO_URL": "label_studio_url",
+    "CELLOOP_LABEL_STUDIO_TOKEN": "label_studio_token",
+    "PREFECT_API_URL": "prefect_api_url",
+    "CELLOOP_BACKEND_USER": "user",
+    "CELLOOP_BACKEND_PASSWORD": "password",
+    "CELLOOP_WEBHOOK_SECRET": "webhook_secret",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine only."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Settings(BaseModel):
+    """Everything that `create_app` needs to know. Empty strings mean "not configured"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    index_url: str = Field(min_length=1)
+    models_dir: Path
+    display_root: Path | None = Field(default=None, description="what /data/local-files/?d= is relative to")
+    mlflow_url: str = ""
+    label_studio_url: str = ""
+    label_studio_token: SecretStr = SecretStr("")
+    prefect_api_url: str = ""
+    user: str = Field(default="", description="basic auth on every route but /health; with `password`")
+    password: SecretStr = SecretStr("")
+    webhook_secret: SecretStr = SecretStr("")
+    device: str = "auto"
+
+    poll_s: float = Field(default=3.0, gt=0, description="how often the registry is asked for the champion")
+    retry_s: float = Field(default=60.0, ge=0, description="a model that cannot be loaded is tried again after this")
+    debounce_s: float = Field(default=5.0, ge=0, description="a sync starts this long after the last webhook event")
+    debounce_limit_s: float = Field(default=60.0, gt=0, description="and at the latest this long after the first one")
+    lookup_s: float = Field(default=1.0, gt=0, description="for the index, in /setup; Label Studio waits 3 s")
+    predict_s: float = Field(default=75.0, gt=0, description="a batch stops here; Label Studio waits 100 s")
+    image_timeout_s: float = Field(default=20.0, gt=0, description="download of one image, in all")
+    max_body_bytes: int = Field(default=32 * MIB, ge=1)
+    max_image_bytes: int = Field(default=256 * MIB, ge=1)
+    map_cache_bytes: int = Field(default=256 * MIB, ge=0, description="probability maps kept for clicks")
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> "Settings":
+        """The settings that `environ` holds under the names in ENVIRONMENT; unset and empty ones keep their default.
+
+        Raises:
+            ConfigError: a needed variable is missing, a value is unusable, or user and password do not come together.
+                The text never repeats a value.
+        """
+        given = {field: environ[name] for name, field in ENVIRONMENT.items() if environ.get(name)}
+        names = {field: name for name, field in ENVIRONMENT.items()}
+        if ("user" in given) != ("password" in given):
+            raise ConfigError(
+                "only one of CELLOOP_BACKEND_USER and CELLOOP_BACKEND_PASSWORD is set; "
+                "set both to ask for a password, or none"
+            )
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            faults = "; ".join(f"{names.get(str(e['loc'][0]), e['loc'][0])}: {e['msg']}" for e in error.errors())
+            raise ConfigError(f"the backend cannot start: {faults}; set it in the environment") from error
+
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret that is set, so that error texts can be cleared of them."""
+        held = (self.label_studio_token, self.password, self.webhook_secret)
+        return tuple(secret.get_secret_value() for secret in held if secret.get_secret_value())

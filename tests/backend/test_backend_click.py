@@ -1,0 +1,121 @@
+"""Clicks: prompts as Label Studio sends them, one cell back."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+
+@pytest.mark.parametrize("n_prompts", [1, 2])
+def test_a_click_on_a_cell_gives_this_cell_as_one_polygon(backend, n_prompts):
+    with backend("bright") as b:
+        reply = b.click("two.png", *b.keypoints[:n_prompts])
+        (prediction,) = reply.json()["results"]
+        (region,) = prediction["result"]
+        assert region["type"] == "polygonlabels"
+        assert region["from_name"] == "poly"
+        assert region["to_name"] == "image"
+        assert region["value"]["polygonlabels"] == ["Cell"]
+        assert prediction["model_version"] == "celloop-cells-v1"
+        assert 0.5 < prediction["score"] <= 1
+        xs, ys = np.array(region["value"]["points"]).T * 512 / 100
+        assert abs(xs.mean() - 358) < 4
+        assert abs(ys.mean() - 102) < 4
+        assert np.ptp(xs) == pytest.approx(41, abs=4)
+
+
+def test_a_box_gives_the_cell_in_it_under_a_label_that_masks_can_have(backend):
+    with backend("bright") as b:
+        (region,) = b.click("two.png", b.rectangle).json()["results"][0]["result"]
+        xs, ys = np.array(region["value"]["points"]).T * 512 / 100
+        assert abs(xs.mean() - 345) < 4
+        assert abs(ys.mean() - 384) < 4
+        assert region["value"]["polygonlabels"] == ["Cell"]
+
+
+def test_the_label_that_the_person_chose_is_kept(backend):
+    with backend("bright") as b:
+        dead = {"labels": ["Dead"], "keypointlabels": ["Dead"]}
+        prompt = b.keypoints[0] | {"value": b.keypoints[0]["value"] | dead}
+        (region,) = b.click("two.png", prompt).json()["results"][0]["result"]
+        assert region["value"]["polygonlabels"] == ["Dead"]
+
+
+def test_a_config_without_polygons_gets_a_brush_region(backend):
+    config = """<View><Image name="image" value="$image"/>
+        <BrushLabels name="brush" toName="image"><Label value="Cell"/></BrushLabels>
+        <KeyPointLabels name="kp" toName="image" smart="true"><Label value="Cell"/></KeyPointLabels></View>"""
+    with backend("bright") as b:
+        (region,) = b.click("two.png", b.keypoints[0], label_config=config).json()["results"][0]["result"]
+        assert region["type"] == "brushlabels"
+        assert region["value"]["brushlabels"] == ["Cell"]
+
+
+def test_a_click_on_background_gives_nothing(backend):
+    with backend("bright") as b:
+        prompt = b.keypoints[0] | {"value": b.keypoints[0]["value"] | {"x": 5.0, "y": 95.0}}
+        expected = {"result": [], "score": 0.0, "model_version": "celloop-cells-v1"}
+        assert b.click("two.png", prompt).json() == {"results": [expected]}
+        assert b.metric("celloop_clicks_total", project="cells", outcome="background") == 1
+        empty = b.click("two.png").json()
+        assert empty == {"results": [expected]}
+
+
+def test_later_clicks_use_the_maps_of_the_first_and_have_other_region_ids(backend):
+    with backend("bright") as b:
+        ids = [b.click("two.png", b.keypoints[0]).json()["results"][0]["result"][0]["id"] for _ in range(4)]
+        assert len(set(ids)) == 4
+        assert b.metric("celloop_click_maps_total", result="miss") == 1
+        assert b.metric("celloop_click_maps_total", result="hit") == 3
+        assert b.metric("celloop_click_map_bytes") == 2 * 512 * 512 * 4
+
+
+def test_a_changed_image_is_computed_anew(backend):
+    with backend("bright") as b:
+        b.click("two.png", b.keypoints[0])
+        (b.display / "two.png").write_bytes((b.display / "empty.png").read_bytes())
+        assert b.click("two.png", b.keypoints[0]).json()["results"][0]["result"] == []
+        assert b.metric("celloop_click_maps_total", result="miss") == 2
+
+
+def test_prompts_that_make_no_sense_are_refused(backend):
+    with backend("bright") as b:
+        contexts = [
+            {"result": [b.keypoints[0] | {"original_width": 100}]},
+            {"result": [b.keypoints[0] | {"value": {"x": "left"}}]},
+            {"result": [5]},
+            {"result": "x"},
+            {"result": [{"type": "brushlabels", "value": {}}]},
+            [],
+        ]
+        for context in contexts:
+            reply = b.post("/predict", b.body([b.task("two.png", 1)], params={"context": context}))
+            assert reply.status_code == 400, context
+            assert set(reply.json()) == {"error", "detail"}
+
+
+def test_a_click_on_two_tasks_and_a_config_without_masks(backend):
+    with backend("bright") as b:
+        body = b.body([b.task("two.png", 1), b.task("two.png", 2)], params={"context": {"result": []}})
+        assert b.post("/predict", body).json()["error"] == "BadRequestError"
+        reply = b.predict("two.png", label_config='<View><Image name="image" value="$image"/></View>')
+        assert reply.status_code == 400
+        assert reply.json()["error"] == "LabelError"
+        assert b.predict("two.png", label_config="").status_code == 200
+
+
+def test_a_click_does_not_wait_behind_a_batch(backend):
+    with backend("slow") as b:
+        tasks = [b.task("two.png", i) for i in range(10)]
+        batches = [threading.Thread(target=lambda: b.predict_tasks(tasks)) for _ in range(3)]
+        for thread in batches:
+            thread.start()
+        time.sleep(0.3)
+        for ask in (lambda: b.click("two.png", b.keypoints[0]), lambda: b.predict("two.png")):
+            before = len(b.slow_calls)
+            assert ask().status_code == 200
+            assert len(b.slow_calls) - before <= 4
+        b.parts.service.stop()
+        for thread in batches:
+            thread.join()
