@@ -31,10 +31,11 @@ class InstanceConfig(_Frozen):
     """From probability maps to cells (loop/models/watershed.py)."""
 
     foreground: float = Field(0.5, gt=0, lt=1, description="a pixel belongs to a cell above this probability")
-    seed: float = Field(0.6, gt=0, lt=1, description="interior minus border above this starts a cell")
+    seed: float = Field(0.4, gt=0, lt=1, description="interior minus border above this starts a cell")
+    split: float = Field(0.2, ge=0.01, le=5, description="cells part where their width falls by about this share")
     smooth_px: float = Field(1.0, ge=0, le=10, description="blur of interior minus border before seeds are sought, px")
     min_area: int = Field(20, ge=1, description="smaller cells are dropped, px")
-    min_score: float = Field(0.75, ge=0, lt=1, description="cells of a lower mean interior probability are dropped")
+    min_score: float = Field(0.8, ge=0, lt=1, description="cells of a lower mean interior probability are dropped")
     tile: int = Field(512, ge=64, description="side of a window at inference, px")
     overlap: int = Field(128, ge=0, description="how far windows overlap, px")
 
@@ -46,8 +47,8 @@ class TrainConfig(_Frozen):
     max_steps: int | None = Field(
         None, ge=1, description="a budget in steps instead, for runs that must repeat exactly"
     )
-    crop: int = Field(192, ge=32, multiple_of=16)
-    batch: int = Field(8, ge=1)
+    crop: int = Field(160, ge=32, multiple_of=16, description="side of a training crop, px")
+    batch: int = Field(4, ge=1, description="crops a step; small ones give more steps in the same time")
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     warmup_steps: int = Field(30, ge=0)
@@ -76,10 +77,10 @@ class SelectConfig(_Frozen):
 class GateConfig(_Frozen):
     """When a challenger replaces the champion (loop/metrics/paired.py)."""
 
-    confidence: float = Field(0.8, gt=0.5, lt=1, description="of the two-sided paired bootstrap interval")
+    confidence: float = Field(0.9, gt=0.5, lt=1, description="of the two-sided paired bootstrap interval")
     margin: float = Field(0.0, description="the interval's lower end must lie above this difference in AP")
     resamples: int = Field(2000, ge=100)
-    min_images: int = Field(3, ge=2, description="a hold-out smaller than this decides nothing")
+    min_images: int = Field(5, ge=2, description="a hold-out smaller than this decides nothing")
 
 
 class PublishConfig(_Frozen):
@@ -87,7 +88,7 @@ class PublishConfig(_Frozen):
 
     labels: tuple[str, ...] = ("Cell",)
     tolerance_px: float = Field(0.5, ge=0, le=5, description="how far a polygon may leave the mask's outline")
-    chunk: int = Field(50, ge=1, description="tasks a request")
+    chunk: int = Field(500, ge=1, description="tasks a request; Label Studio recounts the project at each")
 
 
 class TriggerConfig(_Frozen):

@@ -1,0 +1,151 @@
+"""The next batch: what a strategy chooses to teach with, and a random share that measures."""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+import numpy as np
+
+from loop.acquisition import ACQUISITIONS
+from loop.acquisition.base import check_candidates
+from loop.errors import ConfigError, InputError
+from loop.types import Candidate, FloatArray, Selection
+
+CONTROL_REASON = "drawn at random to measure the model; it never teaches it"
+FIRST_REASON = "drawn at random: there is no model yet to ask"
+
+Groups = Mapping[str, Sequence[str]]
+
+
+def choose_batch(
+    candidates: Sequence[Candidate],
+    *,
+    k: int,
+    control_share: float,
+    strategy: str,
+    rng: np.random.Generator,
+    used_groups: AbstractSet[str],
+    control_groups: AbstractSet[str] = frozenset(),
+    labelled: Sequence[FloatArray] = (),
+) -> list[Selection]:
+    """min(k, N) images in the order in which people shall see them, ranked from 1.
+
+    round(min(k, N) x control_share) of them are control images, drawn at random whatever the model says: groups without
+    replacement, each with a chance proportional to its number of open images, and one image of each; when all groups
+    are drawn, further images of the drawn ones. A group that teaches (`used_groups`) gives no control image, and a
+    group with a control image, from this batch or an earlier one, gives no image to teach with; one that has done both
+    gives neither. A group is not drawn where too few images would be left to teach with for the rest of the batch (for
+    the first group: none), so a pool of one group is all taught and has no control.
+
+    The rest is chosen by `strategy` among the images that may teach; where these are too few, control images drawn at
+    random fill the batch. An image without a group is a group of its own, named by its id. Control images stand
+    evenly between the chosen ones, which keep the strategy's order.
+
+    Args:
+        candidates: the open images; their order does not matter.
+        k: size of the batch, >= 0.
+        control_share: in [0, 1].
+        strategy: a name in ACQUISITIONS.
+        rng: the only source of randomness.
+        used_groups: groups (or ids of images without one) that have taught a model.
+        control_groups: groups (or ids) that have a control image already.
+        labelled: embeddings of images that have taught, for the strategy.
+
+    Raises:
+        ConfigError: the strategy is unknown.
+        InputError: k or control_share is out of range, or an image occurs twice.
+        NonFiniteError: a candidate's uncertainty or embedding is NaN or infinite; the text names the image.
+    """
+    if strategy not in ACQUISITIONS:
+        raise ConfigError(f"strategy {strategy!r} is unknown; choose from {', '.join(sorted(ACQUISITIONS))}")
+    ordered = check_candidates(candidates, k)
+    groups = _by_group([(c.image_id, c.group) for c in ordered])
+    n_control = _n_control(min(k, len(ordered)), control_share)
+    n_teach = min(k, len(ordered)) - n_control
+    control, teaching = _split(groups, n_control, n_teach, used_groups, control_groups, rng)
+    eligible = [c for c in ordered if c.image_id in teaching]
+    chosen = ACQUISITIONS[strategy](eligible, k - len(control), rng, labelled=labelled)
+    taken = {s.image_id for s in chosen} | set(control)
+    spare = [i for name in groups if name not in used_groups for i in groups[name] if i not in taken | teaching]
+    control += _draw(spare, k - len(chosen) - len(control), rng)
+    return _spread(chosen, control)
+
+
+def first_batch(
+    images: Sequence[tuple[str, str]], k: int, control_share: float, rng: np.random.Generator
+) -> list[Selection]:
+    """min(k, N) images, all drawn at random, before there is a model; control images as in `choose_batch`.
+
+    Args:
+        images: (image id, group) of the open images; group "" = a group of its own.
+        k: size of the batch, >= 0.
+        control_share: share that measures and never teaches, in [0, 1].
+        rng: the only source of randomness.
+
+    Raises:
+        InputError: k or control_share is out of range, or an image occurs twice.
+    """
+    candidates = [Candidate(image_id, group, 0.0, np.zeros(1, np.float32)) for image_id, group in images]
+    batch = choose_batch(
+        candidates, k=k, control_share=control_share, strategy="random", rng=rng, used_groups=frozenset()
+    )
+    return [Selection(s.image_id, s.rank, s.control, s.reason if s.control else FIRST_REASON) for s in batch]
+
+
+def _n_control(k: int, control_share: float) -> int:
+    if not 0 <= control_share <= 1:
+        raise InputError(f"control_share={control_share}; expected 0 to 1")
+    return int(k * control_share + 0.5)
+
+
+def _by_group(images: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for image_id, group in sorted(images):
+        groups[group or image_id].append(image_id)
+    return dict(sorted(groups.items()))
+
+
+def _split(
+    groups: Groups,
+    n_control: int,
+    n_teach: int,
+    used: AbstractSet[str],
+    measuring: AbstractSet[str],
+    rng: np.random.Generator,
+) -> tuple[list[str], set[str]]:
+    """The control images drawn, and all images that may still teach."""
+    closed = set(measuring)
+    control: list[str] = []
+    drawable = [name for name in groups if name not in used]
+    while len(control) < n_control and drawable:
+        sizes = np.array([len(groups[name]) for name in drawable], dtype=np.float64)
+        name = drawable.pop(int(rng.choice(len(drawable), p=sizes / sizes.sum())))
+        left = sum(len(groups[other]) for other in groups if other not in closed | {name})
+        if name not in closed and left < (n_teach if control else min(n_teach, 1)):
+            continue
+        closed.add(name)
+        control.append(groups[name][int(rng.integers(len(groups[name])))])
+    drawn = set(control)
+    spare = [i for name in groups if name in closed and name not in used for i in groups[name] if i not in drawn]
+    control += _draw(spare, n_control - len(control), rng)
+    return control, {i for name in groups if name not in closed for i in groups[name]}
+
+
+def _draw(images: Collection[str], n: int, rng: np.random.Generator) -> list[str]:
+    ordered = sorted(images)
+    return [ordered[int(i)] for i in rng.permutation(len(ordered))[: max(n, 0)]]
+
+
+def _spread(chosen: Sequence[Selection], control: Sequence[str]) -> list[Selection]:
+    """Both together, ranked from 1: control image j of c stands at place (j + 1) x total // (c + 1), from 0."""
+    total = len(chosen) + len(control)
+    places = {(j + 1) * total // (len(control) + 1): image_id for j, image_id in enumerate(control)}
+    order = iter(chosen)
+    batch = []
+    for place in range(total):
+        if place in places:
+            batch.append(Selection(places[place], place + 1, True, CONTROL_REASON))
+        else:
+            selection = next(order)
+            batch.append(Selection(selection.image_id, place + 1, False, selection.reason))
+    return batch

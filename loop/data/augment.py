@@ -1,0 +1,118 @@
+"""Random changes to training crops: where each pixel is taken from, and what becomes of its intensity.
+
+All functions are pure and draw from the generator given. Positions are warped once, by one map for image and labels.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from loop.config import TrainConfig
+from loop.types import FloatArray, UInt8Array
+
+LabelImage = npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True, eq=False)
+class SamplingMap:
+    """Where each pixel of a crop is taken from: `x` and `y`, (S, S) float32, px in the source image."""
+
+    x: FloatArray
+    y: FloatArray
+
+    def image(self, pixels: UInt8Array) -> FloatArray:
+        """(H, W, C) in 0 .. 255 sampled linearly to (S, S, C) in 0 .. 1; mirrored beyond the image's edge."""
+        sampled = cv2.remap(pixels, self.x, self.y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        crop: FloatArray = sampled.reshape(*self.x.shape, pixels.shape[2]).astype(np.float32) / np.float32(255)
+        return crop
+
+    def labels(self, labels: LabelImage) -> LabelImage:
+        """(H, W) uint16 sampled from the nearest pixel to (S, S); mirrored beyond the image's edge."""
+        crop: LabelImage = cv2.remap(labels, self.x, self.y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
+        return crop
+
+
+def plain_map(size: int, centre_xy: tuple[float, float]) -> SamplingMap:
+    """The map of an unchanged crop of `size` px around a centre in px (no randomness)."""
+    x, y = _offsets(size)
+    return SamplingMap(x + np.float32(centre_xy[0]), y + np.float32(centre_xy[1]))
+
+
+def random_map(rng: np.random.Generator, size: int, centre_xy: tuple[float, float], config: TrainConfig) -> SamplingMap:
+    """A flipped, turned, scaled and lightly bent crop around a centre.
+
+    One of the eight flips and quarter turns, a further turn of up to `config.rotate` degrees, a scale drawn
+    log-uniformly up to `config.scale_jitter` either way, and a smooth displacement with a standard deviation of
+    `config.elastic` px, drawn on a coarse 4 x 4 grid and interpolated.
+    """
+    x, y = _offsets(size)
+    scale = float(np.exp(rng.uniform(-1, 1) * np.log(config.scale_jitter)))
+    angle = float(np.deg2rad(90 * rng.integers(4) + rng.uniform(-1, 1) * config.rotate))
+    flip = -1.0 if rng.random() < 0.5 else 1.0
+    cos, sin = np.float32(np.cos(angle) / scale), np.float32(np.sin(angle) / scale)
+    source_x = flip * (cos * x - sin * y) + np.float32(centre_xy[0])
+    source_y = sin * x + cos * y + np.float32(centre_xy[1])
+    if config.elastic > 0:
+        grid = rng.normal(0.0, config.elastic, (4, 4, 2)).astype(np.float32)
+        bend = cv2.resize(grid, (size, size), interpolation=cv2.INTER_CUBIC)
+        source_x = source_x + bend[..., 0]
+        source_y = source_y + bend[..., 1]
+    return SamplingMap(source_x.astype(np.float32), source_y.astype(np.float32))
+
+
+def random_intensity(rng: np.random.Generator, crop: FloatArray, strength: float, invert: float) -> FloatArray:
+    """A crop with its brightness, contrast, gamma, colours, sharpness and noise changed, perhaps inverted.
+
+    Half of the crops get a smooth field of brightness, so that dim cells stand beside bright ones.
+
+    Args:
+        rng: what is drawn from.
+        crop: (S, S, C) float32 in [0, 1], C = 1 or 3; not changed.
+        strength: scales every change, 0 = none.
+        invert: the probability of 1 - crop.
+
+    Returns:
+        (S, S, C) float32, roughly in [-0.5, 1.5].
+    """
+    out = crop
+    if rng.random() < invert:
+        out = 1 - out
+    if out.shape[2] == 3 and rng.random() < 0.5 * min(strength, 1):
+        out = _recolour(rng, out, strength)
+    gamma = float(np.exp(rng.normal(0, 0.25 * strength)))
+    out = np.power(np.clip(out, 0, 1), gamma, dtype=np.float32)
+    if rng.random() < 0.5 * min(strength, 1):
+        out = np.multiply(out, _shade(rng, out.shape[0], 0.5 * strength), dtype=np.float32)
+    gain = float(np.exp(rng.uniform(-0.3, 0.3) * strength))
+    shift = float(rng.uniform(-0.1, 0.1) * strength)
+    out = out * np.float32(gain) + np.float32(shift)
+    if rng.random() < 0.2 * strength:
+        blurred = cv2.GaussianBlur(out, (0, 0), float(rng.uniform(0.3, 1.2)))
+        out = blurred.reshape(out.shape)
+    if rng.random() < 0.3 * strength:
+        noise = rng.standard_normal(out.shape[:2], dtype=np.float32)[..., None]
+        out = out + noise * np.float32(rng.uniform(0.0, 0.05))
+    return np.ascontiguousarray(out, dtype=np.float32)
+
+
+def _shade(rng: np.random.Generator, size: int, spread: float) -> FloatArray:
+    """A smooth field (size, size, 1) of factors around 1 and at most 1.3, drawn on a coarse 6 x 6 grid."""
+    grid = np.exp(rng.normal(-0.5 * spread, spread, (6, 6))).astype(np.float32)
+    field: FloatArray = cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.minimum(field, np.float32(1.3))[..., None]
+
+
+def _recolour(rng: np.random.Generator, crop: FloatArray, strength: float) -> FloatArray:
+    """Mixes the channels a little, or turns the crop grey (one time in four)."""
+    if rng.random() < 0.25:
+        return np.repeat(crop.mean(axis=2, keepdims=True, dtype=np.float32), 3, axis=2)
+    mix = np.eye(3) + rng.normal(0, 0.12 * strength, (3, 3))
+    mix /= mix.sum(axis=0, keepdims=True)
+    return np.asarray(crop @ mix.astype(np.float32), dtype=np.float32)
+
+
+def _offsets(size: int) -> tuple[FloatArray, FloatArray]:
+    line = np.arange(size, dtype=np.float32) - np.float32((size - 1) / 2)
+    return np.broadcast_to(line[None, :], (size, size)), np.broadcast_to(line[:, None], (size, size))

@@ -1,0 +1,207 @@
+import numpy as np
+import pytest
+
+from loop.config import InstanceConfig
+from loop.errors import NonFiniteError, ShapeError
+from loop.labelstudio.results import Prompts
+from loop.masks import to_dense
+from loop.models.click import cell_at
+
+CONFIG = InstanceConfig()
+SHAPE = (60, 90)
+
+
+def disc(row, column, radius, shape=SHAPE):
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    return (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
+
+
+LEFT, RIGHT = disc(30, 20, 10), disc(30, 39, 10)
+FAR = disc(30, 70, 8)
+
+
+def picture(shape=SHAPE):
+    """Three sure cells, the first two touching and parted by a predicted border."""
+    probs = np.full((2, *shape), 0.01, np.float32)
+    for cell in (LEFT, RIGHT, FAR):
+        probs[0][cell] = 0.95
+    probs[1][20:41, 29:31] = 0.9
+    return probs
+
+
+def prompts(positive=(), negative=(), boxes=()):
+    """Points as (x, y), boxes as (x0, y0, x1, y1)."""
+    points = [*positive, *negative]
+    return Prompts(
+        np.array(points, np.float64).reshape(-1, 2),
+        np.array([True] * len(positive) + [False] * len(negative), bool),
+        np.array(boxes, np.float64).reshape(-1, 4),
+        "Cell",
+    )
+
+
+def mask_at(probs, given):
+    found = cell_at(probs, given, CONFIG)
+    assert len(found) == 1
+    return to_dense(found)[0]
+
+
+def iou(a, b):
+    return (a & b).sum() / (a | b).sum()
+
+
+def test_a_point_gives_the_cell_under_it():
+    found = cell_at(picture(), prompts([(70.4, 30.9)]), CONFIG, image_id="a", source="model", model_version="m-v2")
+    np.testing.assert_array_equal(to_dense(found)[0], FAR)
+    assert (found.image_id, found.source, found.model_version) == ("a", "model", "m-v2")
+    assert found.scores[0] == pytest.approx(0.95, abs=1e-4)
+
+
+def test_touching_cells_are_told_apart():
+    assert iou(mask_at(picture(), prompts([(15, 30)])), LEFT) > 0.9
+    assert iou(mask_at(picture(), prompts([(44, 30)])), RIGHT) > 0.9
+
+
+def test_a_point_just_beside_a_cell_means_it():
+    np.testing.assert_array_equal(mask_at(picture(), prompts([(70, 19)])), FAR)
+
+
+@pytest.mark.parametrize("point", [(5, 5), (89.9, 59.9), (-40, -3), (500, 500)])
+def test_clear_background_gives_nothing(point):
+    assert len(cell_at(picture(), prompts([point]), CONFIG)) == 0
+
+
+def test_no_prompts_and_only_negative_points_give_nothing():
+    assert len(cell_at(picture(), prompts(), CONFIG)) == 0
+    assert len(cell_at(picture(), prompts(negative=[(70, 30)]), CONFIG)) == 0
+
+
+@pytest.mark.parametrize("level", [0.08, 0.2, 0.45])
+def test_a_faint_cell_is_grown_at_a_lower_threshold(level):
+    probs = picture()
+    faint = disc(12, 60, 7)
+    probs[0][faint] = level
+    np.testing.assert_array_equal(mask_at(probs, prompts([(62, 13)])), faint)
+
+
+def test_growing_does_not_enter_cells_that_are_there():
+    probs = picture()
+    probs[0][disc(30, 82, 6) & ~FAR] = 0.4
+    grown = mask_at(probs, prompts([(84, 30)]))
+    assert not (grown & FAR).any()
+
+
+def test_growing_that_would_leak_over_the_frame_takes_a_higher_threshold():
+    probs = picture()
+    haze = np.zeros(SHAPE, bool)
+    haze[:18] = True
+    probs[0][haze] = 0.25
+    bright = disc(9, 45, 6)
+    probs[0][bright] = 0.45
+    np.testing.assert_array_equal(mask_at(probs, prompts([(45, 9)])), bright)
+
+
+def test_a_cell_below_the_score_and_area_limits_can_still_be_clicked():
+    probs = picture()
+    probs[0][4:8, 4:8] = 0.6
+    expected = np.zeros(SHAPE, bool)
+    expected[4:8, 4:8] = True
+    np.testing.assert_array_equal(mask_at(probs, prompts([(5, 5)])), expected)
+
+
+def test_two_positive_points_merge_their_cells():
+    np.testing.assert_array_equal(mask_at(picture(), prompts([(20, 30), (39, 30)])), LEFT | RIGHT)
+
+
+def test_a_small_gap_between_merged_parts_is_closed():
+    probs = picture()
+    probs[0][12:17, 60:70], probs[0][12:17, 73:83] = 0.95, 0.95
+    merged = mask_at(probs, prompts([(65, 14), (78, 14)]))
+    assert merged[13:16, 60:83].all()
+    assert not (merged & FAR).any()
+
+
+def test_a_box_merges_the_cells_in_it():
+    np.testing.assert_array_equal(mask_at(picture(), prompts(boxes=[(8, 18, 51, 43)])), LEFT | RIGHT)
+
+
+def test_a_box_leaves_out_a_neighbour_that_only_reaches_in():
+    found = mask_at(picture(), prompts(boxes=[(9, 18, 33, 42)]))
+    assert iou(found, LEFT) > 0.9
+
+
+def test_of_two_separate_cells_in_a_box_the_larger_is_taken():
+    np.testing.assert_array_equal(
+        mask_at(picture(), prompts(boxes=[(29.5, 15, 85, 45)])), mask_at(picture(), prompts([(44, 30)]))
+    )
+
+
+def test_a_box_inside_a_cell_gives_the_part_in_the_box():
+    expected = np.zeros(SHAPE, bool)
+    expected[27:34, 68:73] = True
+    np.testing.assert_array_equal(mask_at(picture(), prompts(boxes=[(68, 27, 73, 34)])), expected)
+
+
+def test_a_box_around_a_faint_cell_and_around_nothing():
+    probs = picture()
+    faint = disc(12, 60, 7)
+    probs[0][faint] = 0.3
+    np.testing.assert_array_equal(mask_at(probs, prompts(boxes=[(50, 2, 70, 22)])), faint)
+    assert len(cell_at(probs, prompts(boxes=[(0, 0, 10, 10)]), CONFIG)) == 0
+
+
+def test_a_negative_point_cuts_two_cells_that_the_model_took_for_one():
+    probs = np.full((2, *SHAPE), 0.01, np.float32)
+    probs[0][22:39, 10:50] = 0.95
+    assert int(mask_at(probs, prompts([(15, 30)])).sum()) == 17 * 40
+    kept = mask_at(probs, prompts([(15, 30)], negative=[(44, 30)]))
+    assert 0.4 < kept.sum() / (17 * 40) < 0.6
+    assert kept[30, 15]
+    assert not kept[:, 35:].any()
+
+
+def test_a_negative_point_cuts_what_a_box_took():
+    probs = picture()
+    kept = mask_at(probs, prompts(negative=[(42, 30)], boxes=[(8, 18, 51, 43)]))
+    assert iou(kept, LEFT) > 0.85
+
+
+def test_a_negative_point_elsewhere_changes_nothing():
+    np.testing.assert_array_equal(mask_at(picture(), prompts([(70, 30)], negative=[(20, 30)])), FAR)
+
+
+def test_positive_and_negative_on_the_same_pixel_leave_nothing():
+    assert len(cell_at(picture(), prompts([(70, 30)], negative=[(70, 30)]), CONFIG)) == 0
+
+
+def test_a_cell_larger_than_the_part_that_is_looked_at_first_is_whole():
+    shape = (900, 1400)
+    probs = np.zeros((2, *shape), np.float32)
+    large = disc(450, 700, 400, shape)
+    probs[0][large] = 0.9
+    np.testing.assert_array_equal(mask_at(probs, prompts([(700, 450)])), large)
+
+
+@pytest.mark.parametrize("point", [(25.5, 33.2), (70, 30)])
+def test_the_place_in_a_large_image_does_not_matter(point):
+    probs = np.full((2, 800, 1000), 0.01, np.float32)
+    probs[:, 400:460, 500:590] = picture()
+    whole = mask_at(probs, prompts([(point[0] + 500, point[1] + 400)]))
+    assert not whole[:400].any()
+    np.testing.assert_array_equal(whole[400:460, 500:590], mask_at(picture(), prompts([point])))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 12)])
+def test_the_smallest_images(shape):
+    probs = np.zeros((2, *shape), np.float32)
+    probs[0] = 0.9
+    assert mask_at(probs, prompts([(0, 0)])).all()
+
+
+def test_bad_maps_are_refused():
+    probs = picture()
+    probs[0, 30, 70] = np.nan
+    with pytest.raises(NonFiniteError, match="img-1"):
+        cell_at(probs, prompts([(70, 30)]), CONFIG, image_id="img-1")
+    with pytest.raises(ShapeError, match=r"\(1, 60, 90\)"):
+        cell_at(probs[:1], prompts([(70, 30)]), CONFIG)
