@@ -1,0 +1,133 @@
+"""What a step of the loop works with: one project and the services that hold its parts."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from flows.local.workspace import Endpoints, Workspace
+from loop.adapters.index import ImageRow, Index, ProjectRow
+from loop.adapters.label_studio_api import LabelStudio
+from loop.adapters.mlflow_registry import CLIENT_ENVIRONMENT, Registry
+from loop.config import LoopConfig, load_config
+from loop.errors import StateError
+from loop.labelstudio.interface import Interface
+from loop.types import ImageRef
+
+
+@dataclass(frozen=True)
+class LoopContext:
+    """One project with its settings and the doors to Label Studio, MLflow and the index."""
+
+    workspace: Workspace
+    endpoints: Endpoints
+    config: LoopConfig
+    index: Index
+    label_studio: LabelStudio
+    registry: Registry
+    project_name: str
+
+    @property
+    def project(self) -> ProjectRow:
+        """The project as the index knows it now."""
+        return self.index.project(self.project_name)
+
+    @property
+    def interface(self) -> Interface:
+        """The project's label config, parsed."""
+        return Interface.parse(self.project.label_config)
+
+
+def config_path(workspace: Workspace, project: str) -> Path:
+    """Where a project's settings lie, as a person may edit them."""
+    return workspace.root / "configs" / f"{project}.yaml"
+
+
+def save_project_config(workspace: Workspace, project: str, config: LoopConfig) -> Path:
+    """Writes a project's settings; the file is complete, so nothing changes under a later default."""
+    path = config_path(workspace, project)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def registry_name(project: str) -> str:
+    """The name of a project's registered model and of its MLflow experiment."""
+    return f"celloop-{project}"
+
+
+def open_context(workspace: Workspace, project: str) -> LoopContext:
+    """A context on the running services.
+
+    Raises:
+        StateError: nothing runs in this workspace, or it has no such project.
+    """
+    endpoints = workspace.endpoints()
+    for name, value in CLIENT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    index = Index(workspace.index_url)
+    index.project(project)
+    path = config_path(workspace, project)
+    return LoopContext(
+        workspace=workspace,
+        endpoints=endpoints,
+        config=load_config(path if path.exists() else None),
+        index=index,
+        label_studio=LabelStudio(endpoints.label_studio_url, endpoints.label_studio_token),
+        registry=Registry(endpoints.mlflow_url, registry_name(project), registry_name(project)),
+        project_name=project,
+    )
+
+
+def only_project(workspace: Workspace, name: str | None) -> str:
+    """`name`, or the workspace's single project where none was named.
+
+    Raises:
+        StateError: there is no project yet, or there are several and none was named.
+    """
+    if name is not None:
+        return name
+    names = [row.name for row in Index(workspace.index_url).projects()]
+    if not names:
+        raise StateError("this workspace has no project; make one with `celloop init --images DIR`")
+    if len(names) > 1:
+        raise StateError(f"this workspace has several projects ({', '.join(names)}); name one with --project")
+    return names[0]
+
+
+def image_ref(row: ImageRow) -> ImageRef:
+    """The index row of an image as the library's reference to it."""
+    return ImageRef(
+        image_id=row.image_id,
+        path=Path(row.path),
+        sha256=row.sha256,
+        height=row.height,
+        width=row.width,
+        channels=3,
+        group=row.group,
+        split=row.split,
+        modality=row.modality,
+    )
+
+
+@contextmanager
+def project_lock(workspace: Workspace, project: str) -> Iterator[None]:
+    """Held while a round of `project` runs on this machine; freed by the system when its holder dies.
+
+    Raises:
+        StateError: another round of this project runs.
+    """
+    directory = workspace.root / "locks"
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / f"{project}.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StateError(f"a round of {project!r} is running already; wait for it or look at Prefect") from error
+        yield

@@ -1,0 +1,101 @@
+"""The demo: the whole loop on the sample images, with a simulated annotator who submits through Label Studio."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.annotator import label_tasks
+from flows.context import LoopContext, open_context
+from flows.deploy import deploy
+from flows.local.workspace import Workspace
+from flows.round import RoundReport, run_round
+from flows.start import start_project
+from flows.sync import sync
+from loop.config import LoopConfig
+from loop.errors import StateError
+
+logger = logging.getLogger(__name__)
+
+PROJECT = "demo"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "dsb2018-mini"
+Tell = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class DemoRound:
+    """One line of the demo's table: what had been labelled and how the model did on the hold-out."""
+
+    round: int
+    images_labelled: int
+    cells_labelled: int
+    hold_out_images: int
+    ap: float
+    ap50: float
+    champion_ap: float | None
+    decision: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DemoReport:
+    """What the demo shows at its end."""
+
+    rounds: tuple[DemoRound, ...]
+    report: str
+    label_studio_project: int
+    next_images: tuple[str, ...]
+
+
+def run_demo(workspace: Workspace, config: LoopConfig, tell: Tell, example: Path = EXAMPLE) -> DemoReport:
+    """12 images labelled at random, a round, 8 more in the order that the loop chose, a second round.
+
+    The numbers of images are those of `select.first_batch` and `select.batch`. Each step continues where an
+    interrupted demo stopped.
+
+    Raises:
+        StateError: the sample images are not there.
+    """
+    if not example.is_dir():
+        raise StateError(f"the sample images are not at {example}; run the demo in a clone of the repository")
+    started = start_project(workspace, example, PROJECT, config, tell=tell)
+    context = open_context(workspace, PROJECT)
+    deploy(context)
+    run_round(context, tell)
+    lines: list[DemoRound] = []
+    goal = 0
+    for batch in (config.select.first_batch, config.select.batch):
+        goal += batch
+        _label_up_to(context, example / "labels", goal, tell)
+        lines.append(_line(context, run_round(context, tell)))
+    queue = [row for row in context.index.images(PROJECT, state="open") if row.rank is not None]
+    following = tuple(row.image_id for row in sorted(queue, key=lambda row: row.rank or 0))
+    page = workspace.root / "reports" / f"{PROJECT}.html"
+    return DemoReport(tuple(lines), str(page), started.label_studio_project, following)
+
+
+def _label_up_to(context: LoopContext, labels: Path, goal: int, tell: Tell) -> None:
+    """Labels in the served order until `goal` images have a label; those of an interrupted demo count."""
+    sync(context)
+    missing = goal - len(context.index.images(PROJECT, state="labelled"))
+
+    def told(done: int, count: int) -> None:
+        tell("annotator", done, count)
+
+    label_tasks(context, labels, missing, told)
+
+
+def _line(context: LoopContext, report: RoundReport) -> DemoRound:
+    metrics = report.metrics
+    annotations = [row for row in context.index.annotations(PROJECT) if not row.cancelled]
+    return DemoRound(
+        report.number,
+        len(annotations),
+        sum(row.n_regions for row in annotations),
+        report.labelled_holdout,
+        float(metrics.get("ap", 0.0)),
+        float(metrics.get("ap50", 0.0)),
+        float(metrics["champion_ap"]) if "champion_ap" in metrics else None,
+        report.outcome,
+        report.reason,
+    )

@@ -1,0 +1,105 @@
+"""Step 2: people's labels frozen into an immutable dataset."""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flows.context import LoopContext, image_ref
+from flows.sync import load_annotation
+from loop.adapters.index import AnnotationRow, ImageRow
+from loop.data.snapshot import Snapshot, write_snapshot
+from loop.errors import LabelError
+from loop.labelstudio.interface import Interface
+from loop.labelstudio.results import from_results
+from loop.types import ImageRef, Instances, Sample
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A snapshot with what was left out of it and what looks odd, each as `image: reason`."""
+
+    snapshot: Snapshot
+    left_out: tuple[str, ...]
+    suspicious: tuple[str, ...]
+
+    @property
+    def train(self) -> list[Sample]:
+        """The images that a model may learn from."""
+        return [s for s in self.snapshot.samples if s.image.split == "train"]
+
+    @property
+    def holdout(self) -> list[Sample]:
+        """The images drawn at random that no model of this project ever learns from."""
+        return [s for s in self.snapshot.samples if s.image.split == "holdout"]
+
+
+def freeze(context: LoopContext) -> Frozen:
+    """The labelled images of a project as a snapshot; the same labels give the same id.
+
+    An image that a control draw chose is hold-out. An image that a person labelled out of turn may teach, unless a
+    hold-out image is of its group. An annotation that cannot be read is left out and named; nothing else stops.
+    """
+    images = context.index.images(context.project_name)
+    control_groups = {row.group or row.image_id for row in images if row.role == "control"}
+    newest = _newest(context.index.annotations(context.project_name))
+    interface = context.interface
+    samples: list[Sample] = []
+    annotation_ids: dict[str, list[int]] = {}
+    left_out: list[str] = []
+    suspicious: list[str] = []
+    for row in images:
+        if row.state != "labelled" or row.image_id not in newest:
+            continue
+        split = "holdout" if row.role == "control" else "train"
+        if split == "train" and (row.group or row.image_id) in control_groups:
+            left_out.append(f"{row.image_id}: an image of its group {row.group} is in the hold-out")
+            continue
+        annotation = newest[row.image_id]
+        try:
+            cells = read_annotation(annotation, row, interface)
+        except LabelError as error:
+            left_out.append(f"{row.image_id}: {error}")
+            continue
+        if not len(cells):
+            suspicious.append(f"{row.image_id}: annotation {annotation.annotation_id} has no cell; read as 'none here'")
+        samples.append(Sample(_with_split(row, split), cells))
+        annotation_ids[row.image_id] = [annotation.annotation_id]
+    for line in left_out:
+        logger.warning("left out of the snapshot of %s: %s", context.project_name, line)
+    snapshot = write_snapshot(context.workspace.snapshots_dir, samples, annotation_ids, context.project_name)
+    return Frozen(snapshot, tuple(left_out), tuple(suspicious))
+
+
+def read_annotation(annotation: AnnotationRow, row: ImageRow, interface: Interface) -> Instances:
+    """The cells that a person submitted for an image.
+
+    Raises:
+        LabelError: a region has a label that the config lacks, or another size than the image.
+    """
+    body = load_annotation(Path(annotation.file))
+    parsed = from_results(body["result"], interface, (row.height, row.width), image_id=row.image_id)
+    if parsed.unknown_labels:
+        raise LabelError(
+            f"annotation {annotation.annotation_id} has the label {', '.join(parsed.unknown_labels)}; "
+            f"the label config knows {', '.join(interface.labels)}: rename the region or add the label"
+        )
+    for fault in parsed.unreadable:
+        logger.warning("annotation %s of %s: %s", annotation.annotation_id, row.image_id, fault)
+    return parsed.instances
+
+
+def _newest(annotations: list[AnnotationRow]) -> dict[str, AnnotationRow]:
+    chosen: dict[str, AnnotationRow] = {}
+    for row in annotations:
+        if row.cancelled:
+            continue
+        best = chosen.get(row.image_id)
+        if best is None or (row.updated_at, row.annotation_id) > (best.updated_at, best.annotation_id):
+            chosen[row.image_id] = row
+    return chosen
+
+
+def _with_split(row: ImageRow, split: str) -> ImageRef:
+    return replace(image_ref(row), split=split)

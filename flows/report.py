@@ -1,0 +1,156 @@
+"""Step 8: one self-contained page that says what was learnt, what it cost and what to do next."""
+
+import base64
+import io
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+from jinja2 import Environment, PackageLoader, select_autoescape
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from flows.context import LoopContext, image_ref
+from flows.freeze import read_annotation
+from flows.overlay import overlay
+from loop.adapters.index import AnnotationRow, ImageRow, RoundRow
+from loop.data.predictions import PredictionStore
+from loop.data.store import read_image
+from loop.metrics.instance import image_ap
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A hold-out image on the page: its name, the champion's AP on it, and the picture as a data address."""
+
+    image_id: str
+    ap: float
+    picture: str
+
+
+def write_report(context: LoopContext) -> Path:
+    """Writes `reports/PROJECT.html` in the workspace and returns its path; every number is read from the index."""
+    project = context.project
+    images = context.index.images(project.name)
+    rounds = [row for row in context.index.rounds(project.name) if row.status == "done"]
+    annotations = [row for row in context.index.annotations(project.name) if not row.cancelled]
+    champion = context.registry.champion()
+    trained = [row for row in rounds if row.metrics]
+    environment = Environment(loader=PackageLoader("flows", "templates"), autoescape=select_autoescape())
+    page = environment.get_template("report.html").render(
+        project=project,
+        rounds=rounds,
+        trained=trained,
+        champion=champion.label if champion else "none yet",
+        counts=_counts(images, annotations),
+        advice=_advice(context, images, rounds),
+        queue=_queue(images),
+        curve=_curve(trained) if trained else "",
+        worst=_worst(context, champion.label, images, annotations) if champion else [],
+        urls=context.endpoints,
+    )
+    directory = context.workspace.root / "reports"
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{project.name}.html"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def _counts(images: Sequence[ImageRow], annotations: Sequence[AnnotationRow]) -> dict[str, Any]:
+    seconds = sum(row.lead_time_s or 0.0 for row in annotations)
+    cells = sum(row.n_regions for row in annotations)
+    return {
+        "images": sum(row.state != "gone" for row in images),
+        "train": sum(row.state == "labelled" and row.role != "control" for row in images),
+        "holdout": sum(row.state == "labelled" and row.role == "control" for row in images),
+        "open": sum(row.state == "open" for row in images),
+        "skipped": sum(row.state == "skipped" for row in images),
+        "unusable": sum(row.state == "unusable" for row in images),
+        "cells": cells,
+        "minutes": seconds / 60,
+        "seconds_a_cell": seconds / cells if cells else 0.0,
+    }
+
+
+def _advice(context: LoopContext, images: Sequence[ImageRow], rounds: Sequence[RoundRow]) -> str:
+    waiting = [row for row in images if row.state == "open" and row.rank is not None]
+    if not any(row.state == "open" for row in images):
+        return "Every image is labelled or set aside. Add images with `celloop init`, or export the masks."
+    if waiting:
+        return (
+            f"Label the {len(waiting)} images at the head of the queue (Label All Tasks in Label Studio); "
+            f"a round starts by itself after {context.config.trigger.new_annotations} new annotations, "
+            "or by hand with `celloop round`."
+        )
+    if rounds and rounds[-1].decision == "refused":
+        return "The last model was refused; the champion stays in service. More labels decide: run `celloop round`."
+    return "The batch is labelled. Run `celloop round`."
+
+
+def _queue(images: Sequence[ImageRow]) -> list[ImageRow]:
+    waiting = [row for row in images if row.state == "open" and row.rank is not None]
+    return sorted(waiting, key=lambda row: row.rank or 0)
+
+
+def _curve(rounds: Sequence[RoundRow]) -> str:
+    """Hold-out AP of each round's challenger and of the champion before it, as SVG text."""
+    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    numbers = [row.number for row in rounds]
+    axes.plot(numbers, [row.metrics["ap"] for row in rounds], "o-", label="challenger")
+    against = [(row.number, row.metrics["champion_ap"]) for row in rounds if "champion_ap" in row.metrics]
+    if against:
+        axes.plot([n for n, _ in against], [v for _, v in against], "s--", label="champion before it")
+    axes.set_xlabel("round")
+    axes.set_ylabel("AP on the hold-out")
+    axes.set_xticks(numbers)
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _worst(
+    context: LoopContext,
+    label: str,
+    images: Sequence[ImageRow],
+    annotations: Sequence[AnnotationRow],
+    most: int = 6,
+) -> list[Shown]:
+    """The hold-out images on which the champion does worst, with its masks and the person's."""
+    store = PredictionStore(context.workspace.predictions_dir, label)
+    interface = context.interface
+    newest = {row.image_id: row for row in sorted(annotations, key=lambda row: row.updated_at)}
+    found = []
+    for row in images:
+        if row.role != "control" or row.state != "labelled" or row.image_id not in newest:
+            continue
+        reference = image_ref(row)
+        stored = store.load(reference)
+        if stored is None:
+            continue
+        person = read_annotation(newest[row.image_id], row, interface)
+        pixels = read_image(reference.path).pixels
+        picture = overlay(pixels, stored.instances, person)
+        found.append(Shown(row.image_id, image_ap(stored.instances, person), _data_address(picture)))
+    return sorted(found, key=lambda shown: shown.ap)[:most]
+
+
+def _data_address(picture: Any, side: int = 480) -> str:
+    height, width = picture.shape[:2]
+    scale = min(1.0, side / max(height, width))
+    small = cv2.resize(
+        picture, (max(1, round(width * scale)), max(1, round(height * scale))), interpolation=cv2.INTER_AREA
+    )
+    _, data = cv2.imencode(".png", cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+    return "data:image/png;base64," + base64.b64encode(data.tobytes()).decode()

@@ -1,0 +1,155 @@
+"""Step 1: what people did in Label Studio since the last look, taken over into the index.
+
+Polling is the truth (`updated_at`); a webhook only says "look now". Bodies of annotations are cached as JSON in the
+workspace together with the published version that was on screen, because deleting a prediction in Label Studio
+deletes the link from the annotation to it.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from flows.context import LoopContext
+from loop.adapters.index import AnnotationRow, ImageRow
+from loop.adapters.label_studio_api import Annotation, Task
+from loop.labelstudio.results import is_unusable
+
+logger = logging.getLogger(__name__)
+
+OVERLAP = timedelta(seconds=10)
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """How many annotations are new, changed or deleted since the last sync, and what state the images are in."""
+
+    new: int
+    updated: int
+    deleted: int
+    labelled: int
+    skipped: int
+    unusable: int
+    gone: int
+
+
+def sync(context: LoopContext) -> SyncReport:
+    """Reads new, changed and deleted annotations into the index. Safe to repeat and to kill anywhere.
+
+    The mark up to which Label Studio was read moves only after everything before it is stored, and is Label Studio's
+    own time, never this machine's.
+
+    Raises:
+        UnreachableError: Label Studio does not answer; nothing is lost, run it again.
+    """
+    project = context.project
+    since = project.synced_until - OVERLAP if project.synced_until else None
+    by_task = {row.task_id: row for row in context.index.images(project.name) if row.task_id is not None}
+    known = {row.annotation_id: row for row in context.index.annotations(project.name)}
+    new = updated = deleted = 0
+    latest = project.synced_until
+    for task in context.label_studio.tasks(project.ls_project_id, updated_after=since):
+        latest = max(latest, task.updated_at) if latest else task.updated_at
+        image = by_task.get(task.id)
+        if image is None:
+            logger.warning("task %s is not one of project %s's images; left alone", task.id, project.name)
+            continue
+        here = [row for row in known.values() if row.task_id == task.id]
+        if not here and not task.total_annotations and not task.cancelled_annotations:
+            continue
+        changes = _take_over(context, image, task, {row.annotation_id: row for row in here})
+        new, updated, deleted = new + changes[0], updated + changes[1], deleted + changes[2]
+    gone = _mark_vanished(context, by_task)
+    if latest is not None:
+        context.index.set_synced(project.name, latest)
+    states = [row.state for row in context.index.images(project.name)]
+    report = SyncReport(
+        new, updated, deleted, states.count("labelled"), states.count("skipped"), states.count("unusable"), gone
+    )
+    logger.info("sync of %s: %s", project.name, asdict(report))
+    return report
+
+
+def _take_over(
+    context: LoopContext, image: ImageRow, task: Task, known: Mapping[int, AnnotationRow]
+) -> tuple[int, int, int]:
+    """One task's annotations into cache and index; returns (new, updated, deleted)."""
+    project = context.project
+    annotations = context.label_studio.annotations(task.id)
+    fresh = [a for a in annotations if a.id not in known or known[a.id].updated_at != a.updated_at]
+    rows = [
+        AnnotationRow(
+            project_id=project.id,
+            annotation_id=a.id,
+            image_id=image.image_id,
+            task_id=task.id,
+            updated_at=a.updated_at,
+            file=str(_cache(context, a)),
+            n_regions=len(a.result),
+            lead_time_s=a.lead_time_s,
+            completed_by=a.completed_by,
+            cancelled=a.was_cancelled,
+        )
+        for a in fresh
+    ]
+    vanished = sorted(set(known) - {a.id for a in annotations})
+    if rows:
+        context.index.put_annotations(project.name, rows)
+    if vanished:
+        context.index.drop_annotations(project.name, vanished)
+    context.index.set_images(project.name, {image.image_id: {"state": _state(annotations)}})
+    new = sum(a.id not in known for a in fresh)
+    return new, len(fresh) - new, len(vanished)
+
+
+def _state(annotations: list[Annotation]) -> str:
+    if any(is_unusable(a.result) for a in annotations):
+        return "unusable"
+    if any(not a.was_cancelled for a in annotations):
+        return "labelled"
+    return "skipped" if annotations else "open"
+
+
+def _cache(context: LoopContext, annotation: Annotation) -> Path:
+    project = context.project
+    directory = context.workspace.annotations_dir / project.name
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"{annotation.id}.json"
+    started_from = project.published_version
+    if path.exists():
+        started_from = load_annotation(path)["started_from"]
+    body = {
+        "id": annotation.id,
+        "result": annotation.result,
+        "parent_prediction": annotation.parent_prediction,
+        "started_from": started_from,
+        "lead_time_s": annotation.lead_time_s,
+        "ground_truth": annotation.ground_truth,
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(body), encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def load_annotation(path: Path) -> dict[str, Any]:
+    """A cached annotation body: id, result, parent_prediction, started_from (published version), lead_time_s."""
+    body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return body
+
+
+def _mark_vanished(context: LoopContext, by_task: Mapping[int, ImageRow]) -> int:
+    """Images whose task was deleted in Label Studio leave the pool; asked only when the counts differ."""
+    project = context.project
+    present = int(context.label_studio.project(project.ls_project_id)["task_number"])
+    alive = {task: row for task, row in by_task.items() if row.state != "gone"}
+    if present >= len(alive):
+        return 0
+    existing = {task.id for task in context.label_studio.tasks(project.ls_project_id)}
+    gone = [row.image_id for task, row in alive.items() if task not in existing]
+    context.index.set_images(project.name, {image_id: {"state": "gone"} for image_id in gone})
+    logger.warning("%d tasks of %s were deleted in Label Studio: %s", len(gone), project.name, ", ".join(gone[:10]))
+    return len(gone)
