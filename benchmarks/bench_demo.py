@@ -21,8 +21,10 @@ import psutil
 from harness import report
 from memory import PeakMemory, family
 
+from flows.cli.demo import SETTINGS
 from flows.local.launch import stop
 from flows.local.workspace import Workspace
+from loop.config import load_config
 
 PROGRAM = Path(sys.executable).parent / "celloop"
 STOP_S = 90.0
@@ -70,14 +72,18 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def by_service(workspace: Workspace, memory: PeakMemory, demo: int) -> dict[str, float]:
-    """MB at the peak of the demo's own process, and of each service with what it started."""
+    """MB at the peak of the demo's own process, of the supervisor, and of each service with what it started."""
     names = {demo: "demo"}
     state = workspace.state()
     if state is not None:
+        names |= {state.supervisor.pid: "supervisor"}
         names |= {process.pid: name for name, process in state.processes.items()}
-    figures = dict.fromkeys(names.values(), 0.0) | {"other": 0.0}
-    for pid, size in memory.at_peak.items():
-        figures[names.get(pid, "other")] += size
+    figures = dict.fromkeys([*names.values(), "other"], 0.0)
+    for pid, share in memory.at_peak.items():
+        elder = pid
+        while elder not in names and elder in memory.at_peak:
+            elder = memory.at_peak[elder].parent
+        figures[names.get(elder, "other")] += share.mb
     return {name: round(size, 1) for name, size in figures.items()}
 
 
@@ -93,6 +99,7 @@ def main() -> None:
         document, minutes, memory, pid = run_demo(workspace, Path(name), given.config)
         sizes = by_service(workspace, memory, pid)
     rounds = document["rounds"]
+    seed = load_config(given.config or SETTINGS).train.seed
     report(
         "demo",
         config=given.config.name if given.config else "demo.yaml",
@@ -108,6 +115,7 @@ def main() -> None:
         **{key: [round(line[key], 4) for line in rounds] for key in ("ap", "ap50")},
         champion_before_ap=[line["champion_ap"] for line in rounds],
         decision=[line["decision"] for line in rounds],
+        seed=seed,
         load_before=round(load, 2),
     )
 

@@ -3,7 +3,7 @@
 --data is a dataset folder whose manifest.csv has the splits pool and test. For each N of --images, N images of the pool
 are drawn at random (the smaller draws are part of the larger), none of a group that stands in another split too; a
 model is trained on them for --minutes and predicts every image of the test split. One JSON line for each N, with the
-keys of `celloop evaluate --json`. Nothing is tuned on the test split.
+keys of `celloop evaluate --json`. The test split is only measured on.
 
     python benchmarks/bench_dsb2018.py --data DIR --images 12 40 --minutes 10 --seed 0
 """
@@ -74,9 +74,10 @@ def rounded(figures: Any) -> Any:
     return round(figures, DIGITS) if isinstance(figures, float) else figures
 
 
-def measure(teachers: Sequence[Sample], test: Sequence[ImageRef], config: LoopConfig, out: Path | None) -> None:
-    """Trains, predicts, prints one JSON line."""
-    load = os.getloadavg()[0]
+def measure(
+    teachers: Sequence[Sample], test: Sequence[ImageRef], config: LoopConfig, *, out: Path | None, load: float
+) -> None:
+    """Trains, predicts, prints one JSON line; `load` is that of the machine before the first training."""
     trained: Trained = train(teachers, config.model, config.train, log=say)
     if out is not None:
         minutes = trained.seconds / 60
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, help="a budget in steps instead of minutes")
     parser.add_argument("--test-images", type=int, help="measure on so many test images only, for a quick trial")
     given = parser.parse_args()
+    load = os.getloadavg()[0]
     overrides = {"train.minutes": given.minutes, "train.max_steps": given.max_steps, "train.seed": given.seed}
     config = load_config(given.config, overrides)
     pool, test = splits(given.data)
@@ -121,7 +123,7 @@ def main() -> None:
         test = draw(test, given.test_images, rng)
     for count in given.images:
         out = given.out / f"n{count}-seed{given.seed}" if given.out is not None else None
-        measure(drawn[:count], test, config, out)
+        measure(drawn[:count], test, config, out=out, load=load)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ A MB here is 2**20 bytes, as in `celloop status`.
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
+from typing import NamedTuple
 
 import psutil
 
@@ -15,11 +16,18 @@ from flows.local.workspace import Workspace
 MB = 2**20
 
 
+class Share(NamedTuple):
+    """What one process holds (PSS, MB), and the process that started it."""
+
+    parent: int
+    mb: float
+
+
 class PeakMemory:
     """Samples from its own thread between entering and leaving a `with` block.
 
     `peak_mb` counts a page that several processes share once (PSS), `peak_resident_mb` once for each of them (RSS):
-    the first is what the machine must have. `at_peak` tells the MB (PSS) of each process id when `peak_mb` was seen.
+    the first is what the machine must have. `at_peak` tells the share of each process id when `peak_mb` was seen.
     One sample of a dozen processes costs about 0.1 s of one core.
 
     Args:
@@ -29,7 +37,7 @@ class PeakMemory:
 
     def __init__(self, processes: Callable[[], Sequence[psutil.Process]], every_s: float = 1.0) -> None:
         self.peak_mb = self.peak_resident_mb = 0.0
-        self.at_peak: dict[int, float] = {}
+        self.at_peak: dict[int, Share] = {}
         self.samples = 0
         self._processes = processes
         self._every_s = every_s
@@ -52,24 +60,23 @@ class PeakMemory:
             self._done.wait(self._every_s)
 
     def _sample(self) -> None:
-        shared, resident = dict[int, float](), 0.0
+        shares, resident = dict[int, Share](), 0.0
         for process in self._processes():
             try:
-                memory = process.memory_full_info()
+                memory, parent = process.memory_full_info(), process.ppid()
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-            shared[process.pid] = memory.pss / MB
+            shares[process.pid] = Share(parent, memory.pss / MB)
             resident += memory.rss / MB
         self.samples += 1
         self.peak_resident_mb = round(max(self.peak_resident_mb, resident), 1)
-        if sum(shared.values()) > self.peak_mb:
-            self.peak_mb = round(sum(shared.values()), 1)
-            self.at_peak = shared
+        total = round(sum(share.mb for share in shares.values()), 1)
+        if total > self.peak_mb:
+            self.peak_mb, self.at_peak = total, shares
 
 
 def family(root: psutil.Process, workspace: Workspace) -> list[psutil.Process]:
     """A process, all its descendants, and the services of a workspace whoever their parent is; [] when all ended."""
-    found: dict[int, psutil.Process] = {}
     try:
         found = {process.pid: process for process in (root, *root.children(recursive=True))}
     except psutil.NoSuchProcess:

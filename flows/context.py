@@ -101,6 +101,11 @@ def only_project(workspace: Workspace, name: str | None) -> str:
     return names[0]
 
 
+def group_of(row: ImageRow) -> str:
+    """The group of an image; one without a group is a group of its own."""
+    return row.group or row.image_id
+
+
 def image_ref(row: ImageRow) -> ImageRef:
     """The index row of an image as the library's reference to it."""
     return ImageRef(
@@ -116,18 +121,35 @@ def image_ref(row: ImageRow) -> ImageRef:
     )
 
 
+class BusyError(StateError):
+    """Another process is at work on the same project."""
+
+
 @contextmanager
 def project_lock(workspace: Workspace, project: str) -> Iterator[None]:
     """Held while a round of `project` runs on this machine; freed by the system when its holder dies.
 
     Raises:
-        StateError: another round of this project runs.
+        BusyError: another round of this project runs.
     """
+    with _locked(workspace, project, wait=False):
+        yield
+
+
+@contextmanager
+def sync_lock(workspace: Workspace, project: str) -> Iterator[None]:
+    """Held for the seconds of one sync; another one waits for it."""
+    with _locked(workspace, f"{project}.sync", wait=True):
+        yield
+
+
+@contextmanager
+def _locked(workspace: Workspace, name: str, *, wait: bool) -> Iterator[None]:
     directory = workspace.root / "locks"
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / f"{project}.lock").open("a+") as file:
+    with (directory / f"{name}.lock").open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise StateError(f"a round of {project!r} is running already; wait for it or look at Prefect") from error
+            raise BusyError(f"a round of {name!r} is running already; wait for it or look at Prefect") from error
         yield

@@ -1,28 +1,34 @@
 """Step 2: people's labels frozen into an immutable dataset."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
-from flows.context import LoopContext, image_ref
+from flows.context import LoopContext, group_of, image_ref
 from flows.sync import load_annotation
 from loop.adapters.index import AnnotationRow, ImageRow
 from loop.data.snapshot import Snapshot, write_snapshot
 from loop.errors import LabelError
 from loop.labelstudio.interface import Interface
-from loop.labelstudio.results import from_results
-from loop.types import ImageRef, Instances, Sample
+from loop.labelstudio.results import ParsedAnnotation, from_results
+from loop.types import Instances, Sample
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A snapshot with what was left out of it and what looks odd, each as `image: reason`."""
+    """A snapshot with what was left out of it and what looks odd, each as `image: reason`.
+
+    `seen`: every annotation that was looked at, used or not, with the time of its content.
+    """
 
     snapshot: Snapshot
     left_out: tuple[str, ...]
     suspicious: tuple[str, ...]
+    seen: frozenset[tuple[int, datetime]]
 
     @property
     def train(self) -> list[Sample]:
@@ -40,10 +46,15 @@ def freeze(context: LoopContext) -> Frozen:
 
     An image that a control draw chose is hold-out. An image that a person labelled out of turn may teach, unless a
     hold-out image is of its group. An annotation that cannot be read is left out and named; nothing else stops.
+    Without any label the snapshot is empty, which is a state and no error.
+
+    Raises:
+        OSError: the snapshot cannot be written.
     """
     images = context.index.images(context.project_name)
-    control_groups = {row.group or row.image_id for row in images if row.role == "control"}
-    newest = _newest(context.index.annotations(context.project_name))
+    annotations = context.index.annotations(context.project_name)
+    control_groups = {group_of(row) for row in images if row.role == "control"}
+    newest = newest_annotations(annotations)
     interface = context.interface
     samples: list[Sample] = []
     annotation_ids: dict[str, list[int]] = {}
@@ -53,31 +64,37 @@ def freeze(context: LoopContext) -> Frozen:
         if row.state != "labelled" or row.image_id not in newest:
             continue
         split = "holdout" if row.role == "control" else "train"
-        if split == "train" and (row.group or row.image_id) in control_groups:
+        if split == "train" and group_of(row) in control_groups:
             left_out.append(f"{row.image_id}: an image of its group {row.group} is in the hold-out")
             continue
         annotation = newest[row.image_id]
         try:
-            cells = read_annotation(annotation, row, interface)
+            parsed = _parse(annotation, row, interface)
         except LabelError as error:
             left_out.append(f"{row.image_id}: {error}")
             continue
-        if not len(cells):
+        suspicious += [f"{row.image_id}: {fault}" for fault in parsed.unreadable]
+        if not len(parsed.instances):
             suspicious.append(f"{row.image_id}: annotation {annotation.annotation_id} has no cell; read as 'none here'")
-        samples.append(Sample(_with_split(row, split), cells))
+        samples.append(Sample(replace(image_ref(row), split=split), parsed.instances))
         annotation_ids[row.image_id] = [annotation.annotation_id]
     for line in left_out:
         logger.warning("left out of the snapshot of %s: %s", context.project_name, line)
     snapshot = write_snapshot(context.workspace.snapshots_dir, samples, annotation_ids, context.project_name)
-    return Frozen(snapshot, tuple(left_out), tuple(suspicious))
+    seen = frozenset((row.annotation_id, row.updated_at) for row in annotations)
+    return Frozen(snapshot, tuple(left_out), tuple(suspicious), seen)
 
 
 def read_annotation(annotation: AnnotationRow, row: ImageRow, interface: Interface) -> Instances:
-    """The cells that a person submitted for an image.
+    """The cells that a person submitted for an image; none where the annotation is empty.
 
     Raises:
         LabelError: a region has a label that the config lacks, or another size than the image.
     """
+    return _parse(annotation, row, interface).instances
+
+
+def _parse(annotation: AnnotationRow, row: ImageRow, interface: Interface) -> ParsedAnnotation:
     body = load_annotation(Path(annotation.file))
     parsed = from_results(body["result"], interface, (row.height, row.width), image_id=row.image_id)
     if parsed.unknown_labels:
@@ -85,12 +102,11 @@ def read_annotation(annotation: AnnotationRow, row: ImageRow, interface: Interfa
             f"annotation {annotation.annotation_id} has the label {', '.join(parsed.unknown_labels)}; "
             f"the label config knows {', '.join(interface.labels)}: rename the region or add the label"
         )
-    for fault in parsed.unreadable:
-        logger.warning("annotation %s of %s: %s", annotation.annotation_id, row.image_id, fault)
-    return parsed.instances
+    return parsed
 
 
-def _newest(annotations: list[AnnotationRow]) -> dict[str, AnnotationRow]:
+def newest_annotations(annotations: Sequence[AnnotationRow]) -> dict[str, AnnotationRow]:
+    """The newest annotation of each image by image id; skipped ones do not count."""
     chosen: dict[str, AnnotationRow] = {}
     for row in annotations:
         if row.cancelled:
@@ -99,7 +115,3 @@ def _newest(annotations: list[AnnotationRow]) -> dict[str, AnnotationRow]:
         if best is None or (row.updated_at, row.annotation_id) > (best.updated_at, best.annotation_id):
             chosen[row.image_id] = row
     return chosen
-
-
-def _with_split(row: ImageRow, split: str) -> ImageRef:
-    return replace(image_ref(row), split=split)

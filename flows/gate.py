@@ -1,7 +1,7 @@
 """Step 4: challenger against champion on the hold-out; promote, or refuse with a written reason."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from flows.predict import predict_images
 from loop.adapters.mlflow_registry import ModelVersion
 from loop.metrics.instance import evaluate, image_ap
 from loop.metrics.paired import paired_bootstrap
-from loop.types import Sample
+from loop.types import Instances, Sample
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +42,7 @@ def gate(context: LoopContext, version: ModelVersion, holdout: Sequence[Sample])
         )
         return Decision("refused", reason, version.metrics)
     context.registry.set_challenger(version)
-    metrics, aps = _measure(context, version, holdout)
-    if champion is None:
-        decision = Decision("first", f"{version.label} is the first model of the project", metrics)
-    else:
-        decision = _compare(context, version, champion, holdout, metrics, aps)
+    decision = _decide(context, version, champion, holdout)
     flat = {key: value for key, value in decision.metrics.items() if isinstance(value, int | float)}
     if decision.outcome == "refused":
         context.registry.refuse(version, decision.reason, flat)
@@ -63,55 +59,57 @@ def _decided(champion: ModelVersion) -> Decision:
     return Decision("promoted" if "champion_ap" in champion.metrics else "first", champion.reason, champion.metrics)
 
 
-def _compare(
-    context: LoopContext,
-    version: ModelVersion,
-    champion: ModelVersion,
-    holdout: Sequence[Sample],
-    metrics: dict[str, Any],
-    aps: list[float],
+def _decide(
+    context: LoopContext, version: ModelVersion, champion: ModelVersion | None, holdout: Sequence[Sample]
 ) -> Decision:
+    """Both models measured on the hold-out images that both could predict."""
+    predicted = _predicted(context, version, holdout)
+    if champion is None:
+        measured = [s for s in holdout if s.image.image_id in predicted]
+        metrics = _metrics(predicted, measured)
+        return Decision("first", f"{version.label} is the first model of the project", metrics)
+    before = _predicted(context, champion, holdout)
+    measured = [s for s in holdout if s.image.image_id in predicted and s.image.image_id in before]
+    metrics = _metrics(predicted, measured)
     settings = context.config.gate
-    if len(holdout) < settings.min_images:
+    if len(measured) < settings.min_images:
         reason = (
-            f"the hold-out has {len(holdout)} labelled images, fewer than {settings.min_images}: "
+            f"the hold-out has {len(measured)} labelled images, fewer than {settings.min_images}: "
             f"nothing can be said; {champion.label} stays"
         )
         return Decision("refused", reason, metrics)
-    before, aps_before = _measure(context, champion, holdout)
+    champion_ap = _metrics(before, measured)["ap"]
     interval = paired_bootstrap(
-        np.asarray(aps),
-        np.asarray(aps_before),
+        np.asarray([image_ap(predicted[s.image.image_id], s.instances) for s in measured]),
+        np.asarray([image_ap(before[s.image.image_id], s.instances) for s in measured]),
         confidence=settings.confidence,
         resamples=settings.resamples,
         rng=np.random.default_rng(0),
     )
-    metrics = {
-        **metrics,
-        "champion_ap": before["ap"],
-        "gain": interval.mean,
-        "low": interval.low,
-        "high": interval.high,
-    }
-    better = interval.low > settings.margin
+    metrics |= {"champion_ap": champion_ap, "gain": interval.mean, "low": interval.low, "high": interval.high}
     sentence = (
-        f"AP on {len(holdout)} hold-out images {metrics['ap']:.3f} against {before['ap']:.3f} of {champion.label}; "
+        f"AP on {len(measured)} hold-out images {metrics['ap']:.3f} against {champion_ap:.3f} of {champion.label}; "
         f"mean gain per image {interval.mean:+.3f}, {settings.confidence:.0%} interval "
         f"{interval.low:+.3f} to {interval.high:+.3f}, needed above {settings.margin:+.3f}"
     )
-    if better:
+    if interval.low > settings.margin:
         return Decision("promoted", f"{version.label} is better: {sentence}", metrics)
     return Decision(
         "refused", f"{version.label} is not shown to be better: {sentence}; {champion.label} stays", metrics
     )
 
 
-def _measure(
-    context: LoopContext, version: ModelVersion, holdout: Sequence[Sample]
-) -> tuple[dict[str, Any], list[float]]:
-    """Metrics of one model on the hold-out and its AP on each image."""
-    predicted = predict_images(context, version, [sample.image for sample in holdout])
-    pairs = [(predicted[s.image.image_id].instances, s.instances) for s in holdout]
-    modalities = [s.image.modality for s in holdout]
-    metrics = evaluate(pairs, modalities=modalities if all(modalities) else None) if pairs else {"ap": 0.0}
-    return metrics, [image_ap(prediction, truth) for prediction, truth in pairs]
+def _predicted(context: LoopContext, version: ModelVersion, holdout: Sequence[Sample]) -> dict[str, Instances]:
+    found = predict_images(context, version, [sample.image for sample in holdout])
+    missing = sorted({s.image.image_id for s in holdout} - set(found))
+    if missing:
+        logger.warning("%s could not predict the hold-out images %s; not measured", version.label, ", ".join(missing))
+    return {image_id: prediction.instances for image_id, prediction in found.items()}
+
+
+def _metrics(predicted: Mapping[str, Instances], measured: Sequence[Sample]) -> dict[str, Any]:
+    if not measured:
+        return {"ap": 0.0, "ap50": 0.0, "n_images": 0}
+    modalities = [s.image.modality for s in measured]
+    pairs = [(predicted[s.image.image_id], s.instances) for s in measured]
+    return evaluate(pairs, modalities=modalities if all(modalities) else None)

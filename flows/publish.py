@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from flows.context import LoopContext, registry_name
+from flows.context import LoopContext, group_of, registry_name
 from flows.start import task_data
 from loop.adapters.index import ImageRow
 from loop.adapters.label_studio_api import LOWEST_SCORE_FIRST, NOT_YET_ANNOTATED, TaskPrediction
@@ -26,17 +26,27 @@ def publish(
     version: ModelVersion | None,
     selections: Sequence[Selection],
     predictions: Mapping[str, StoredPrediction],
+    *,
     progress: Progress | None = None,
 ) -> str:
     """Makes Label Studio show this round's predictions in this round's order; returns the published version.
 
     Every open task gets one prediction of the version, with score = rank / (number of open tasks + 1): Label Studio
-    serves the lowest score first. The selected batch comes first in its order, then the rest by uncertainty. Safe
-    to repeat: what is there already is kept, older versions go only when the new one is complete.
+    serves the lowest score first. The selected batch comes first in its order, then the rest by uncertainty. With no
+    open task nothing changes in Label Studio. Safe to repeat: what is there already is kept, older versions go only
+    when the new one is complete.
+
+    Raises:
+        RefusedError: Label Studio dropped a prediction or a task is gone; names them.
+        UnreachableError: Label Studio does not answer; run the round again.
     """
     project = context.project
-    images = [row for row in context.index.images(project.name, state="open") if row.task_id is not None]
-    order = _order(images, selections, predictions)
+    model = version.label if version else ""
+    order = _order(context.index.images(project.name), selections, predictions)
+    if not order:
+        context.index.set_published(project.name, project.published_version, model)
+        logger.info("project %s has no open image; what is published stands", project.name)
+        return project.published_version
     published = f"{version.label if version else registry_name(project.name)}-r{round_number}"
     interface = context.interface
     tolerance = context.config.publish.tolerance_px
@@ -47,12 +57,12 @@ def publish(
         stored = predictions.get(row.image_id)
         regions = to_results(stored.instances, interface, tolerance_px=tolerance) if stored else []
         entries.append(TaskPrediction(row.task_id or 0, regions, score))
-        scores[row.image_id] = {"score": stored.uncertainty if stored else None}
+        scores[row.image_id] = {"score": stored.uncertainty if stored else 0.0}
     report = context.label_studio.publish(
         project.ls_project_id, published, entries, chunk=context.config.publish.chunk, progress=progress
     )
     context.index.set_images(project.name, scores)
-    context.index.set_published(project.name, published, version.label if version else "")
+    context.index.set_published(project.name, published, model)
     _show_reasons(context, order, selections)
     context.label_studio.set_tab(
         project.ls_project_id, TAB, LOWEST_SCORE_FIRST, NOT_YET_ANNOTATED, columns=_columns(interface)
@@ -64,15 +74,21 @@ def publish(
 def _order(
     images: Sequence[ImageRow], selections: Sequence[Selection], predictions: Mapping[str, StoredPrediction]
 ) -> list[ImageRow]:
+    """The open tasks: the batch, then the rest by falling uncertainty, last those whose labels could not be used.
+
+    The latter are images of a group that has a hold-out image: they may neither teach nor measure.
+    """
     rank = {selection.image_id: selection.rank for selection in selections}
+    measuring = {group_of(row) for row in images if row.role == "control"}
 
     def key(row: ImageRow) -> tuple[int, float, str]:
         if row.image_id in rank:
             return (rank[row.image_id], 0.0, row.image_id)
         stored = predictions.get(row.image_id)
-        return (len(images) + len(rank) + 1, -stored.uncertainty if stored else 0.0, row.image_id)
+        place = len(rank) + (2 if group_of(row) in measuring else 1)
+        return (place, -stored.uncertainty if stored else 0.0, row.image_id)
 
-    return sorted(images, key=key)
+    return sorted((row for row in images if row.state == "open" and row.task_id is not None), key=key)
 
 
 def _columns(interface: Interface) -> tuple[str, ...]:

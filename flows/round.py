@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
-from flows.context import LoopContext, image_ref, open_context, project_lock
+from flows.context import BusyError, LoopContext, group_of, image_ref, open_context, project_lock
 from flows.freeze import Frozen, freeze
 from flows.gate import Decision, gate
 from flows.local.workspace import Workspace
@@ -22,7 +22,7 @@ from flows.predict import predict_images
 from flows.prefect_api import connected
 from flows.publish import publish
 from flows.report import write_report
-from flows.retrain import challenger
+from flows.retrain import challenger, recipe_id
 from flows.select import select
 from flows.sync import sync
 from loop.adapters.mlflow_registry import ModelVersion
@@ -64,11 +64,11 @@ def make_round(context: LoopContext, tell: Tell = quiet) -> RoundReport:
         tell: called as tell(step, done, total) while a step works.
 
     Raises:
-        StateError: another round of this project runs on this machine.
+        BusyError: another round of this project runs on this machine.
         ServiceError: a service stopped; run again to resume.
     """
     with project_lock(context.workspace, context.project_name):
-        _step("sync", sync, context)
+        _step("sync", sync, context, thorough=True)
         frozen = _step("snapshot", freeze, context)
         before = _nothing_new(context, frozen)
         if before is not None:
@@ -78,11 +78,10 @@ def make_round(context: LoopContext, tell: Tell = quiet) -> RoundReport:
         if frozen.train and frozen.holdout:
             decision = _learn(context, row.number, frozen, tell)
         elif frozen.snapshot.samples:
-            what = "to learn from" if not frozen.train else "of the hold-out"
-            decision = Decision("none", f"no labelled image {what} yet; label the next images of the queue")
+            decision = Decision("none", _what_is_missing(context, frozen))
         champion = context.registry.champion()
         published = _serve(context, row.number, champion, tell)
-        return _finish(context, row.number, frozen, decision, champion, published)
+        return _finish(context, row.number, frozen, decision=decision, champion=champion, published=published)
 
 
 def run_round(context: LoopContext, tell: Tell = quiet) -> RoundReport:
@@ -100,20 +99,37 @@ def run_round(context: LoopContext, tell: Tell = quiet) -> RoundReport:
         return by_hand()
 
 
-def _step(name: str, function: Callable[..., Result], *args: Any) -> Result:
+def _step(name: str, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
     """Runs a step as a Prefect task of that name, so that its state and log stand in Prefect."""
     wrapped = task(name=name, cache_policy=NO_CACHE, persist_result=False)(function)
-    result: Result = wrapped(*args)
+    result: Result = wrapped(*args, **kwargs)
     return result
 
 
+def _what_is_missing(context: LoopContext, frozen: Frozen) -> str:
+    """Why no model can be trained yet, though something is labelled."""
+    groups = {group_of(row) for row in context.index.images(context.project_name)}
+    if len(groups) == 1:
+        return (
+            f"all images are of the group {groups.pop()}: no hold-out can be drawn, so no model can be trusted; give "
+            "each slide, well or patient its own group in manifest.csv and run `celloop init` again"
+        )
+    what = "to learn from" if not frozen.train else "of the hold-out"
+    return f"no labelled image {what} yet; label the next images of the queue"
+
+
 def _nothing_new(context: LoopContext, frozen: Frozen) -> RoundReport | None:
+    """The last round's report where a new one would do nothing: same labels, settings, images and champion."""
     rounds = context.index.rounds(context.project_name)
     if not rounds or rounds[-1].status != "done" or rounds[-1].snapshot_id != frozen.snapshot.id:
         return None
     champion = context.registry.champion()
     label = champion.label if champion else ""
-    if context.project.published_model != label:
+    waiting = [row for row in context.index.images(context.project_name) if row.state == "open"]
+    unserved = any(row.score is None for row in waiting) or (waiting and all(row.rank is None for row in waiting))
+    recipe = {"snapshot_id": frozen.snapshot.id, "recipe_id": recipe_id(context.config)}
+    untrained = frozen.train and frozen.holdout and context.registry.find_version(recipe) is None
+    if context.project.published_model != label or unserved or untrained:
         return None
     last = rounds[-1]
     return RoundReport(
@@ -127,6 +143,9 @@ def _nothing_new(context: LoopContext, frozen: Frozen) -> RoundReport | None:
         len(frozen.train),
         len(frozen.holdout),
         last.metrics,
+        frozen.left_out,
+        frozen.suspicious,
+        str(_step("report", write_report, context)),
     )
 
 
@@ -138,6 +157,8 @@ def _learn(context: LoopContext, number: int, frozen: Frozen, tell: Tell) -> Dec
         snapshot_id=frozen.snapshot.id,
         champion_before=champion.label if champion else "",
     )
+    taught = {sample.image.image_id: {"taught": True} for sample in frozen.train}
+    context.index.set_images(context.project_name, taught)
     budget = round(context.config.train.minutes * 60)
 
     def log(_: int, values: dict[str, float]) -> None:
@@ -171,20 +192,22 @@ def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tel
     def shown(done: int, total: int) -> None:
         tell("publish", done, total)
 
-    return _step("publish", publish, context, number, champion, selections, predictions, shown)
+    return _step("publish", publish, context, number, champion, selections, predictions, progress=shown)
 
 
 def _finish(
     context: LoopContext,
     number: int,
     frozen: Frozen,
+    *,
     decision: Decision,
     champion: ModelVersion | None,
     published: str,
 ) -> RoundReport:
     name = context.project_name
-    used = [i for ids in frozen.snapshot.annotation_ids.values() for i in ids]
-    context.index.set_used(name, used, number)
+    rows = context.index.annotations(name)
+    seen = [row.annotation_id for row in rows if (row.annotation_id, row.updated_at) in frozen.seen]
+    context.index.set_used(name, seen, number)
     context.index.update_round(
         name,
         number,
@@ -230,5 +253,9 @@ def watch_flow(workspace: str, project: str) -> dict[str, Any]:
     logger.info("project %s: %d new annotations, a round starts at %d", project, fresh, needed)
     if fresh < needed:
         return {"new": report.new, "waiting": fresh, "needed": needed, "round": None}
-    made = make_round(context)
+    try:
+        made = make_round(context)
+    except BusyError:
+        logger.info("project %s: a round is running already", project)
+        return {"new": report.new, "waiting": fresh, "needed": needed, "round": None}
     return {"new": report.new, "waiting": fresh, "needed": needed, "round": made.number}

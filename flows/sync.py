@@ -7,20 +7,23 @@ deletes the link from the annotation to it.
 
 import json
 import logging
+import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from flows.context import LoopContext
+from flows.context import LoopContext, sync_lock
 from loop.adapters.index import AnnotationRow, ImageRow
-from loop.adapters.label_studio_api import Annotation, Task
+from loop.adapters.label_studio_api import Annotation
+from loop.labelstudio.interface import CELL_KINDS
 from loop.labelstudio.results import is_unusable
 
 logger = logging.getLogger(__name__)
 
-OVERLAP = timedelta(seconds=10)
+OVERLAP = timedelta(seconds=120)
+"""How far a sync looks back before the last mark: longer than a write can wait for Label Studio's database."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +39,44 @@ class SyncReport:
     gone: int
 
 
-def sync(context: LoopContext) -> SyncReport:
+def sync(context: LoopContext, *, thorough: bool = False) -> SyncReport:
     """Reads new, changed and deleted annotations into the index. Safe to repeat and to kill anywhere.
 
-    The mark up to which Label Studio was read moves only after everything before it is stored, and is Label Studio's
-    own time, never this machine's.
+    Lists what changed again and again until a pass finds nothing new, so that what a person does meanwhile is not
+    missed. The mark up to which Label Studio was read moves only after everything before it is stored, and is Label
+    Studio's own time, never this machine's. One sync of a project runs at a time on a machine.
+
+    Args:
+        context: the project.
+        thorough: also look for deleted tasks and for cached annotations whose file is gone, one by one.
 
     Raises:
         UnreachableError: Label Studio does not answer; nothing is lost, run it again.
     """
+    with sync_lock(context.workspace, context.project_name):
+        total = (0, 0, 0)
+        while True:
+            found = _read_changes(context)
+            total = (total[0] + found[0], total[1] + found[1], total[2] + found[2])
+            if not any(found):
+                break
+        if thorough:
+            _restore_missing(context)
+        gone = _mark_vanished(context, thorough=thorough)
+    states = [row.state for row in context.index.images(context.project_name)]
+    report = SyncReport(*total, states.count("labelled"), states.count("skipped"), states.count("unusable"), gone)
+    logger.info("sync of %s: %s", context.project_name, asdict(report))
+    return report
+
+
+def _read_changes(context: LoopContext) -> tuple[int, int, int]:
+    """One pass over the tasks that changed since the mark; returns (new, updated, deleted) and moves the mark."""
     project = context.project
     since = project.synced_until - OVERLAP if project.synced_until else None
     by_task = {row.task_id: row for row in context.index.images(project.name) if row.task_id is not None}
-    known = {row.annotation_id: row for row in context.index.annotations(project.name)}
+    known: dict[int, dict[int, AnnotationRow]] = {}
+    for row in context.index.annotations(project.name):
+        known.setdefault(row.task_id, {})[row.annotation_id] = row
     new = updated = deleted = 0
     latest = project.synced_until
     for task in context.label_studio.tasks(project.ls_project_id, updated_after=since):
@@ -57,38 +85,42 @@ def sync(context: LoopContext) -> SyncReport:
         if image is None:
             logger.warning("task %s is not one of project %s's images; left alone", task.id, project.name)
             continue
-        here = [row for row in known.values() if row.task_id == task.id]
+        here = known.get(task.id, {})
         if not here and not task.total_annotations and not task.cancelled_annotations:
             continue
-        changes = _take_over(context, image, task, {row.annotation_id: row for row in here})
+        changes = _take_over(context, image, here)
         new, updated, deleted = new + changes[0], updated + changes[1], deleted + changes[2]
-    gone = _mark_vanished(context, by_task)
     if latest is not None:
         context.index.set_synced(project.name, latest)
-    states = [row.state for row in context.index.images(project.name)]
-    report = SyncReport(
-        new, updated, deleted, states.count("labelled"), states.count("skipped"), states.count("unusable"), gone
-    )
-    logger.info("sync of %s: %s", project.name, asdict(report))
-    return report
+    return new, updated, deleted
 
 
-def _take_over(
-    context: LoopContext, image: ImageRow, task: Task, known: Mapping[int, AnnotationRow]
-) -> tuple[int, int, int]:
+def _restore_missing(context: LoopContext) -> None:
+    """Reads annotations again whose cached file is gone."""
+    images = {row.image_id: row for row in context.index.images(context.project_name)}
+    rows = context.index.annotations(context.project_name)
+    for task_id in sorted({row.task_id for row in rows if not Path(row.file).exists()}):
+        here = {row.annotation_id: row for row in rows if row.task_id == task_id}
+        image = images[next(iter(here.values())).image_id]
+        if image.state != "gone":
+            _take_over(context, image, here)
+
+
+def _take_over(context: LoopContext, image: ImageRow, known: Mapping[int, AnnotationRow]) -> tuple[int, int, int]:
     """One task's annotations into cache and index; returns (new, updated, deleted)."""
     project = context.project
-    annotations = context.label_studio.annotations(task.id)
-    fresh = [a for a in annotations if a.id not in known or known[a.id].updated_at != a.updated_at]
+    task_id = image.task_id or 0
+    annotations = context.label_studio.annotations(task_id)
+    fresh = [a for a in annotations if a.id not in known or _differs(known[a.id], a)]
     rows = [
         AnnotationRow(
             project_id=project.id,
             annotation_id=a.id,
             image_id=image.image_id,
-            task_id=task.id,
+            task_id=task_id,
             updated_at=a.updated_at,
             file=str(_cache(context, a)),
-            n_regions=len(a.result),
+            n_regions=sum(item.get("type") in CELL_KINDS for item in a.result),
             lead_time_s=a.lead_time_s,
             completed_by=a.completed_by,
             cancelled=a.was_cancelled,
@@ -103,6 +135,10 @@ def _take_over(
     context.index.set_images(project.name, {image.image_id: {"state": _state(annotations)}})
     new = sum(a.id not in known for a in fresh)
     return new, len(fresh) - new, len(vanished)
+
+
+def _differs(row: AnnotationRow, annotation: Annotation) -> bool:
+    return row.updated_at != annotation.updated_at or not Path(row.file).exists()
 
 
 def _state(annotations: list[Annotation]) -> str:
@@ -129,9 +165,12 @@ def _cache(context: LoopContext, annotation: Annotation) -> Path:
         "lead_time_s": annotation.lead_time_s,
         "ground_truth": annotation.ground_truth,
     }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(body), encoding="utf-8")
-    temporary.replace(path)
+    temporary = directory / f".{annotation.id}-{uuid.uuid4().hex}.tmp"
+    try:
+        temporary.write_text(json.dumps(body), encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -141,15 +180,16 @@ def load_annotation(path: Path) -> dict[str, Any]:
     return body
 
 
-def _mark_vanished(context: LoopContext, by_task: Mapping[int, ImageRow]) -> int:
-    """Images whose task was deleted in Label Studio leave the pool; asked only when the counts differ."""
+def _mark_vanished(context: LoopContext, *, thorough: bool) -> int:
+    """Images whose task was deleted in Label Studio leave the pool; without `thorough`, when tasks are missing."""
     project = context.project
-    present = int(context.label_studio.project(project.ls_project_id)["task_number"])
-    alive = {task: row for task, row in by_task.items() if row.state != "gone"}
-    if present >= len(alive):
+    rows = context.index.images(project.name)
+    alive = {row.task_id: row for row in rows if row.task_id is not None and row.state != "gone"}
+    if not thorough and int(context.label_studio.project(project.ls_project_id)["task_number"]) >= len(alive):
         return 0
     existing = {task.id for task in context.label_studio.tasks(project.ls_project_id)}
     gone = [row.image_id for task, row in alive.items() if task not in existing]
-    context.index.set_images(project.name, {image_id: {"state": "gone"} for image_id in gone})
-    logger.warning("%d tasks of %s were deleted in Label Studio: %s", len(gone), project.name, ", ".join(gone[:10]))
+    if gone:
+        context.index.set_images(project.name, {image_id: {"state": "gone"} for image_id in gone})
+        logger.warning("%d tasks of %s were deleted in Label Studio: %s", len(gone), project.name, ", ".join(gone[:10]))
     return len(gone)

@@ -72,7 +72,13 @@ def choose_batch(
 
 
 def first_batch(
-    images: Sequence[tuple[str, str]], k: int, control_share: float, rng: np.random.Generator
+    images: Sequence[tuple[str, str]],
+    k: int,
+    control_share: float,
+    rng: np.random.Generator,
+    *,
+    used_groups: AbstractSet[str] = frozenset(),
+    control_groups: AbstractSet[str] = frozenset(),
 ) -> list[Selection]:
     """min(k, N) images, all drawn at random, before there is a model; control images as in `choose_batch`.
 
@@ -81,13 +87,21 @@ def first_batch(
         k: size of the batch, >= 0.
         control_share: share that measures and never teaches, in [0, 1].
         rng: the only source of randomness.
+        used_groups: groups (or ids of images without one) that are labelled to teach.
+        control_groups: groups (or ids) that have a control image already.
 
     Raises:
         InputError: k or control_share is out of range, or an image occurs twice.
     """
     candidates = [Candidate(image_id, group, 0.0, np.zeros(1, np.float32)) for image_id, group in images]
     batch = choose_batch(
-        candidates, k=k, control_share=control_share, strategy="random", rng=rng, used_groups=frozenset()
+        candidates,
+        k=k,
+        control_share=control_share,
+        strategy="random",
+        rng=rng,
+        used_groups=used_groups,
+        control_groups=control_groups,
     )
     return [Selection(s.image_id, s.rank, s.control, s.reason if s.control else FIRST_REASON) for s in batch]
 
@@ -149,3 +163,17 @@ def _spread(chosen: Sequence[Selection], control: Sequence[str]) -> list[Selecti
             selection = next(order)
             batch.append(Selection(selection.image_id, place + 1, False, selection.reason))
     return batch
+
+
+def control_count(k: int, control_share: float, rng: np.random.Generator) -> int:
+    """How many of k images are control: k x control_share, a fraction of an image drawn by chance.
+
+    So that a batch of two with a share of a fifth has a control image in two rounds of five, and not never.
+
+    Raises:
+        InputError: control_share is out of range.
+    """
+    if not 0 <= control_share <= 1:
+        raise InputError(f"control_share={control_share}; expected 0 to 1")
+    whole, rest = divmod(k * control_share, 1)
+    return int(whole) + int(rng.random() < rest)

@@ -51,6 +51,7 @@ class ImageRow:
     `path` is the original, `display` the file that Label Studio shows. `role` says what the image is for:
     "control" images are the hold-out and never train. `score` is its uncertainty (higher = ask sooner),
     `rank` its place in the queue (1 = first), `chosen_in` the round that chose it; None = not yet.
+    `taught`: a model has learnt from it, whatever became of its annotation since; it can never measure one.
     """
 
     project_id: int
@@ -70,6 +71,7 @@ class ImageRow:
     rank: int | None = None
     reason: str = ""
     chosen_in: int | None = None
+    taught: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ class ImageRecord(Base):
     rank: Mapped[int | None]
     reason: Mapped[str]
     chosen_in: Mapped[int | None]
+    taught: Mapped[bool]
 
 
 class AnnotationRecord(Base):

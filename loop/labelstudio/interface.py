@@ -8,7 +8,7 @@ from xml.sax.saxutils import quoteattr
 from loop.errors import LabelError
 
 MASK_KINDS = ("polygonlabels", "brushlabels", "bitmasklabels")
-_CELL_KINDS = (*MASK_KINDS, "rectanglelabels", "ellipselabels")
+CELL_KINDS = (*MASK_KINDS, "rectanglelabels", "ellipselabels")
 _PROMPT_KINDS = ("keypointlabels", "keypoint")
 _COLOURS = ("#00c853", "#ff9100", "#d500f9", "#ffd600", "#2979ff", "#ff1744", "#00e5ff", "#8d6e63")
 _ROW = "display: flex; align-items: center; gap: 0 12px;"
@@ -75,7 +75,7 @@ class Interface:
             held = [label for kind in MASK_KINDS for c in controls if c.kind == kind for label in c.labels]
             if held and value.startswith("$"):
                 others = [
-                    label for c in controls if c.kind in _CELL_KINDS and not c.takes_prompts for label in c.labels
+                    label for c in controls if c.kind in CELL_KINDS and not c.takes_prompts for label in c.labels
                 ]
                 return cls(image_name, value[1:], controls, tuple(dict.fromkeys([*held, *others])))
             found = ", ".join(f"{c.kind} {c.name!r} with {len(c.labels)} labels" for c in controls) or found
