@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
 from flows.context import LoopContext
+from loop.data.store import read_label_image
 from loop.errors import StateError
 from loop.labelstudio.results import to_results
 from loop.masks import from_label_image
@@ -46,6 +44,7 @@ def label_tasks(
 
     Raises:
         StateError: there is no label image for a served task.
+        LabelError, ImageError: a label image cannot be read.
     """
     submitted: list[Submitted] = []
     for done in range(1, count + 1):
@@ -61,10 +60,9 @@ def label_tasks(
 def _submit(context: LoopContext, labels: Path, task: dict[str, Any]) -> Submitted:
     image_id = str(task["data"]["celloop_id"])
     path = labels / f"{image_id}.png"
-    label_image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if label_image is None:
+    if not path.is_file():
         raise StateError(f"no label image {path.name} for task {task['id']} in {labels.name}/")
-    cells = from_label_image(label_image.astype(np.int32), image_id=image_id)
+    cells = from_label_image(read_label_image(path), image_id=image_id)
     regions = to_results(cells, context.interface, tolerance_px=context.config.publish.tolerance_px)
     for region in regions:
         region.pop("score", None)

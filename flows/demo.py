@@ -1,7 +1,7 @@
 """The demo: the whole loop on the sample images, with a simulated annotator who submits through Label Studio."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from flows.annotator import label_tasks
 from flows.context import LoopContext, open_context
 from flows.deploy import deploy
 from flows.local.workspace import Workspace
-from flows.round import RoundReport, run_round
+from flows.round import run_round
 from flows.start import start_project
 from flows.sync import sync
+from loop.adapters.index import AnnotationRow, RoundRow
 from loop.config import LoopConfig
 from loop.errors import StateError
 
@@ -62,16 +63,16 @@ def run_demo(workspace: Workspace, config: LoopConfig, tell: Tell, example: Path
     context = open_context(workspace, PROJECT)
     deploy(context)
     run_round(context, tell)
-    lines: list[DemoRound] = []
     goal = 0
     for batch in (config.select.first_batch, config.select.batch):
         goal += batch
         _label_up_to(context, example / "labels", goal, tell)
-        lines.append(_line(context, run_round(context, tell)))
+        run_round(context, tell)
     queue = [row for row in context.index.images(PROJECT, state="open") if row.rank is not None]
     following = tuple(row.image_id for row in sorted(queue, key=lambda row: row.rank or 0))
     page = workspace.root / "reports" / f"{PROJECT}.html"
-    return DemoReport(tuple(lines), str(page), started.label_studio_project, following)
+    lines = demo_rounds(context.index.rounds(PROJECT), context.index.annotations(PROJECT))
+    return DemoReport(lines, str(page), started.label_studio_project, following)
 
 
 def _label_up_to(context: LoopContext, labels: Path, goal: int, tell: Tell) -> None:
@@ -85,17 +86,32 @@ def _label_up_to(context: LoopContext, labels: Path, goal: int, tell: Tell) -> N
     label_tasks(context, labels, missing, told)
 
 
-def _line(context: LoopContext, report: RoundReport) -> DemoRound:
-    metrics = report.metrics
-    annotations = [row for row in context.index.annotations(PROJECT) if not row.cancelled]
-    return DemoRound(
-        report.number,
-        len(annotations),
-        sum(row.n_regions for row in annotations),
-        report.labelled_holdout,
-        float(metrics.get("ap", 0.0)),
-        float(metrics.get("ap50", 0.0)),
-        float(metrics["champion_ap"]) if "champion_ap" in metrics else None,
-        report.outcome,
-        report.reason,
-    )
+def demo_rounds(rounds: Sequence[RoundRow], annotations: Sequence[AnnotationRow]) -> tuple[DemoRound, ...]:
+    """The finished rounds that had labels to look at, as the index knows them, whichever run of the demo made them.
+
+    An image counts once however many annotations it has, its cells are those of the newest that the round knew.
+    """
+    lines = []
+    for row in rounds:
+        newest: dict[str, AnnotationRow] = {}
+        for annotation in sorted(annotations, key=lambda item: (item.updated_at, item.annotation_id)):
+            used = annotation.used_in_round
+            if used is not None and used <= row.number and not annotation.cancelled:
+                newest[annotation.image_id] = annotation
+        if row.status != "done" or not newest:
+            continue
+        metrics = row.metrics
+        lines.append(
+            DemoRound(
+                row.number,
+                len(newest),
+                sum(annotation.n_regions for annotation in newest.values()),
+                int(metrics.get("n_images", 0)),
+                float(metrics.get("ap", 0.0)),
+                float(metrics.get("ap50", 0.0)),
+                float(metrics["champion_ap"]) if "champion_ap" in metrics else None,
+                row.decision,
+                row.reason,
+            )
+        )
+    return tuple(lines)

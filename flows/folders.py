@@ -5,15 +5,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from loop.config import LoopConfig
-from loop.data.folder import leaking_groups, open_folder, read_labels
-from loop.data.store import read_image
-from loop.errors import ImageError, InputError, OverlapError
+from loop.data import store
+from loop.data.folder import LABEL_SUFFIXES, leaking_groups, open_folder, read_labels
+from loop.data.store import read_image, read_label_image
+from loop.errors import ImageError, InputError, LabelError, OverlapError
 from loop.labelstudio.interface import Interface, label_config
 from loop.labelstudio.results import to_results
 from loop.masks import from_label_image, to_coco_rle, to_label_image
@@ -106,24 +106,32 @@ def predict_folder(
     return FolderReport(len(found), str(out), tuple(problems))
 
 
+class _Target(NamedTuple):
+    """A true label image and what the manifest says of its image."""
+
+    path: Path
+    split: str = ""
+    modality: str = ""
+
+
 def evaluate_folders(predicted: Path, truth: Path) -> dict[str, Any]:
     """Metrics of label images (and scores, where there are any) in `predicted` against those in `truth`.
 
-    `truth` is a dataset folder or a folder of label images; only images of the prediction are measured, in the
-    truth's split where it has one. A prediction without scores counts each cell with score 1.
+    `truth` is a dataset folder (images/, labels/, optional manifest.csv) or a folder of label images (PNG, TIFF, BMP).
+    Measured is every image that has both a prediction and a true label image; a prediction without scores counts each
+    cell with score 1. An image of the truth without prediction is not measured, it is named under `missing`: only
+    those of the splits that the measured images are in, because a prediction for one split says nothing of another.
+
+    Returns:
+        What `loop.metrics.instance.evaluate` returns, and `missing`: {"n": int, "images": the first 10 names}.
 
     Raises:
-        InputError: no stem of the one folder is in the other.
-        LabelError: two label images of one stem differ in size.
+        InputError: no stem of the one folder is in the other, or two label images have one stem.
+        LabelError: the label images of one stem differ in size.
     """
     directory = predicted / "labels" if (predicted / "labels").is_dir() else predicted
-    stems = {path.stem: path for path in sorted(directory.glob("*.png"))}
-    folder = open_folder(truth) if (truth / "images").is_dir() else None
-    if folder is None:
-        labels = truth / "labels" if (truth / "labels").is_dir() else truth
-        targets = {path.stem: (path, "") for path in sorted(labels.glob("*.png"))}
-    else:
-        targets = {r.image_id: (r.label_path, r.modality) for r in folder.images if r.label_path is not None}
+    stems = _label_images(directory)
+    targets = _targets(truth)
     common = sorted(set(stems) & set(targets))
     if not common:
         raise InputError(
@@ -133,9 +141,18 @@ def evaluate_folders(predicted: Path, truth: Path) -> dict[str, Any]:
     for stem in common:
         scores_file = directory / f"{stem}.scores.json"
         scores = json.loads(scores_file.read_text(encoding="utf-8")) if scores_file.exists() else {}
-        pairs.append((_read_label_image(stems[stem], stem, scores), _read_label_image(targets[stem][0], stem, {})))
-    modalities = [targets[stem][1] for stem in common]
-    return evaluate(pairs, modalities=modalities if all(modalities) else None)
+        found, true = _read_cells(stems[stem], stem, scores), _read_cells(targets[stem].path, stem, {})
+        if found.shape != true.shape:
+            raise LabelError(
+                f"{stems[stem]} is {found.shape[0]} x {found.shape[1]} px, {targets[stem].path} {true.shape[0]} x "
+                f"{true.shape[1]} (height x width); predict on the image that the truth was drawn on"
+            )
+        pairs.append((found, true))
+    splits = {targets[stem].split for stem in common}
+    missing = sorted(stem for stem, target in targets.items() if stem not in stems and target.split in splits)
+    modalities = [targets[stem].modality for stem in common]
+    figures = evaluate(pairs, modalities=modalities if all(modalities) else None)
+    return {**figures, "missing": {"n": len(missing), "images": missing[:10]}}
 
 
 def write_label_image(directory: Path, stem: str, cells: Instances) -> None:
@@ -147,8 +164,7 @@ def write_label_image(directory: Path, stem: str, cells: Instances) -> None:
     if len(cells) > np.iinfo(np.uint16).max:
         raise OverlapError(f"{stem} has {len(cells)} cells; a 16-bit label image holds 65,535: use --format coco")
     directory.mkdir(parents=True, exist_ok=True)
-    labels = to_label_image(cells, on_overlap="score").astype(np.uint16)
-    Image.fromarray(labels).save(directory / f"{stem}.png")
+    store.write_label_image(to_label_image(cells, on_overlap="score"), directory / f"{stem}.png")
     scores = {str(i): round(float(score), 4) for i, score in enumerate(cells.scores, start=1)}
     (directory / f"{stem}.scores.json").write_text(json.dumps(scores), encoding="utf-8")
 
@@ -190,9 +206,26 @@ def _tasks(found: Sequence[tuple[ImageRef, Instances]]) -> list[dict[str, Any]]:
     ]
 
 
-def _read_label_image(path: Path, stem: str, scores: dict[str, float]) -> Instances:
-    with Image.open(path) as picture:
-        labels = np.asarray(picture).astype(np.int32)
+def _targets(truth: Path) -> dict[str, _Target]:
+    if (truth / "images").is_dir():
+        images = open_folder(truth).images
+        return {r.image_id: _Target(r.label_path, r.split, r.modality) for r in images if r.label_path is not None}
+    labels = truth / "labels" if (truth / "labels").is_dir() else truth
+    return {stem: _Target(path) for stem, path in _label_images(labels).items()}
+
+
+def _label_images(directory: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in sorted(directory.iterdir()):
+        if path.suffix.lower() in LABEL_SUFFIXES and not path.name.startswith("."):
+            other = found.setdefault(path.stem, path)
+            if other != path:
+                raise InputError(f"two label images have the same name but for the ending: {other} and {path}")
+    return found
+
+
+def _read_cells(path: Path, stem: str, scores: dict[str, float]) -> Instances:
+    labels = read_label_image(path)
     values = [int(v) for v in np.unique(labels) if v > 0]
     return from_label_image(labels, image_id=stem, scores=[float(scores.get(str(v), 1.0)) for v in values])
 

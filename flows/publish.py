@@ -7,7 +7,7 @@ from dataclasses import replace
 from flows.context import LoopContext, group_of, registry_name
 from flows.start import task_data
 from loop.adapters.index import ImageRow
-from loop.adapters.label_studio_api import LOWEST_SCORE_FIRST, NOT_YET_ANNOTATED, TaskPrediction
+from loop.adapters.label_studio_api import LOWEST_SCORE_FIRST, MOST_INFORMATIVE, NOT_YET_ANNOTATED, TaskPrediction
 from loop.adapters.mlflow_registry import ModelVersion
 from loop.data.predictions import StoredPrediction
 from loop.labelstudio.interface import Interface
@@ -16,7 +16,7 @@ from loop.types import Selection
 
 logger = logging.getLogger(__name__)
 
-TAB = "Most informative"
+WIDTHS = {"data.rank": 90, "data.reason": 520, "predictions_score": 130}
 Progress = Callable[[int, int], None]
 
 
@@ -65,7 +65,12 @@ def publish(
     context.index.set_published(project.name, published, model)
     _show_reasons(context, order, selections)
     context.label_studio.set_tab(
-        project.ls_project_id, TAB, LOWEST_SCORE_FIRST, NOT_YET_ANNOTATED, columns=_columns(interface)
+        project.ls_project_id,
+        MOST_INFORMATIVE,
+        LOWEST_SCORE_FIRST,
+        NOT_YET_ANNOTATED,
+        columns=_columns(interface),
+        widths=WIDTHS,
     )
     logger.info("published %s: %d new predictions, %d kept", published, report.created, report.kept)
     return published
@@ -97,12 +102,16 @@ def _columns(interface: Interface) -> tuple[str, ...]:
 
 
 def _show_reasons(context: LoopContext, order: Sequence[ImageRow], selections: Sequence[Selection]) -> None:
-    """Writes rank and reason into the tasks of the batch; Label Studio replaces a task's data as a whole."""
+    """Writes rank and reason into the tasks of the batch, and clears those of earlier batches.
+
+    Label Studio replaces a task's data as a whole, one task a request.
+    """
     reasons = {selection.image_id: selection for selection in selections}
-    project = context.project
     for row in order:
         selection = reasons.get(row.image_id)
-        if selection is not None and row.task_id is not None:
-            chosen = replace(row, rank=selection.rank, reason=selection.reason)
-            context.label_studio.set_task_data(row.task_id, task_data(context.interface, chosen))
-    logger.info("%d reasons written for %s", len(reasons), project.name)
+        if row.task_id is None or (selection is None and row.chosen_in is None):
+            continue
+        rank, reason = (selection.rank, selection.reason) if selection else (None, "")
+        shown = replace(row, rank=rank, reason=reason)
+        context.label_studio.set_task_data(row.task_id, task_data(context.interface, shown))
+    logger.info("%d reasons written for %s", len(reasons), context.project_name)

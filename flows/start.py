@@ -1,5 +1,6 @@
 """A project from a folder of images: tasks, storage, backend, webhook and the first, random batch."""
 
+import errno
 import logging
 import re
 from collections.abc import Callable, Sequence
@@ -8,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
-from flows.context import LoopContext, open_context, save_project_config
+from flows.context import LoopContext, config_path, open_context, save_project_config
 from flows.local.workspace import Workspace
 from loop.adapters.index import ImageRow, Index
 from loop.adapters.label_studio_api import LabelStudio
-from loop.config import LoopConfig
-from loop.data.folder import Folder, open_folder
+from loop.config import LoopConfig, load_config
+from loop.data.folder import open_folder
 from loop.data.store import write_display
-from loop.errors import ConfigError, ImageError
+from loop.errors import ConfigError, ImageError, InputError, RefusedError, StateError
 from loop.labelstudio.interface import Interface, label_config
 from loop.types import ImageRef
 
@@ -27,7 +28,7 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,38}[a-z0-9]")
 
 @dataclass(frozen=True)
 class StartReport:
-    """A project that stands: its ids, how many images it shows, and the files that it could not read."""
+    """A project that stands: its ids, how many images it shows, and what a person should know or mend."""
 
     name: str
     label_studio_project: int
@@ -39,7 +40,7 @@ def start_project(
     workspace: Workspace,
     images: Path,
     name: str,
-    config: LoopConfig,
+    config: LoopConfig | None,
     *,
     label_config_xml: str | None = None,
     tell: Tell | None = None,
@@ -50,49 +51,139 @@ def start_project(
         workspace: where the services run.
         images: the dataset folder (design: images/, optional manifest.csv; labels are not read).
         name: lower-case letters, digits and dashes, 3 to 40 characters.
-        config: settings, kept beside the project and used by every later round.
-        label_config_xml: a label config of one's own; none = polygons, brush and smart tools for `publish.labels`.
+        config: settings, kept beside the project and used by every later round; None = those that it has already,
+            the defaults for a new project.
+        label_config_xml: a label config of one's own; None = the one that the project has already, for a new project
+            polygons, brush and smart tools for `publish.labels`.
         tell: called as tell(step, done, total).
 
     Raises:
         ConfigError: the name is unusable.
-        InputError: the folder holds no image, is a file, or holds two files of one stem.
+        InputError: the folder holds no image that can be shown, is a file, or holds two files of one stem.
         LabelError: the label config has no control that can hold masks.
+        StateError: Label Studio has a project of this name that is somebody else's, or with another label config.
+        OSError: the disk is full.
     """
     if not NAME.fullmatch(name):
         raise ConfigError(f"project name {name!r}: use 3 to 40 lower-case letters, digits and dashes")
-    xml = label_config_xml or label_config(config.publish.labels)
-    interface = Interface.parse(xml)
+    if label_config_xml is not None:
+        Interface.parse(label_config_xml)
     folder = open_folder(images, labels=False)
+    context = _stand(workspace, images, name, config, label_config_xml)
+    index, interface = context.index, context.interface
+    found, copies = _group_copies(folder.images, index.images(name))
+    shown, failed = _display(context, found, tell)
+    rows = _tasks(context, interface, shown, tell)
+    index.add_images(name, rows)
+    unreadable = [f"{problem.path.name}: {problem.reason}" for problem in folder.problems] + failed
+    problems = (*unreadable, *copies, *_one_group(index.images(name)), *_connect(context))
+    for line in problems:
+        logger.warning("project %s: %s", name, line)
+    return StartReport(name, context.project.ls_project_id, len(rows), problems)
+
+
+def _stand(
+    workspace: Workspace, images: Path, name: str, config: LoopConfig | None, label_config_xml: str | None
+) -> LoopContext:
+    """The project in Label Studio, its settings and its line in the index, made or kept; see `start_project`."""
     endpoints = workspace.endpoints()
     label_studio = LabelStudio(endpoints.label_studio_url, endpoints.label_studio_token)
-    project_id = label_studio.find_project(name)
-    if project_id is None:
-        project_id = label_studio.create_project(name, xml, f"celloop: {images.name}")
-    save_project_config(workspace, name, config)
-    Index(workspace.index_url).add_project(name, ls_project_id=project_id, root=images.resolve(), label_config=xml)
-    context = open_context(workspace, name)
-    shown, failed = _display(context, folder.images, tell)
-    rows = _tasks(context, interface, shown, tell)
-    context.index.add_images(name, rows)
-    label_studio.connect_backend(
-        project_id,
-        endpoints.backend_url,
-        "celloop",
-        user=endpoints.backend_user or None,
-        password=endpoints.backend_password or None,
-    )
-    label_studio.connect_webhook(project_id, f"{endpoints.backend_url}/webhook", endpoints.webhook_secret)
-    problems = _problems(folder, failed)
-    for line in problems:
-        logger.warning("not imported: %s", line)
-    return StartReport(name, project_id, len(rows), problems)
+    index = Index(workspace.index_url)
+    edited = config_path(workspace, name)
+    settings = config or load_config(edited if edited.exists() else None)
+    present = _present_config(label_studio, index, name, endpoints.label_studio_managed)
+    xml = label_config_xml or present or label_config(settings.publish.labels)
+    Interface.parse(xml)
+    project_id = label_studio.create_project(name, xml, f"celloop: {images.name}")
+    if config is not None or not edited.exists():
+        save_project_config(workspace, name, settings)
+    index.add_project(name, ls_project_id=project_id, root=images.resolve(), label_config=xml)
+    return open_context(workspace, name)
+
+
+def _present_config(label_studio: LabelStudio, index: Index, name: str, managed: bool) -> str | None:
+    """The label config that the project has in Label Studio, or had there; None for a new project.
+
+    Raises:
+        StateError: the project of this name in somebody's own Label Studio is not one of this workspace. In a
+            Label Studio of celloop's own it can only come from an interrupted start, and is taken over.
+    """
+    known = next((row for row in index.projects() if row.name == name), None)
+    number = label_studio.find_project(name)
+    if number is None:
+        return known.label_config if known else None
+    if not managed and (known is None or known.ls_project_id != number):
+        raise StateError(
+            f"that Label Studio has a project {name!r} (number {number}) which is not of this workspace; "
+            "choose another name with --name, or delete that project there if an interrupted `celloop init` left it"
+        )
+    return str(label_studio.project(number)["label_config"])
+
+
+def _group_copies(images: Sequence[ImageRef], known: Sequence[ImageRow]) -> tuple[list[ImageRef], list[str]]:
+    """The images with files of equal content in one group, and a line about each such file but the first.
+
+    A group is never on both sides of the hold-out; without one, a model could be measured on what it learnt from.
+    """
+    ids = {image.image_id for image in images}
+    same: dict[str, list[ImageRow | ImageRef]] = {}
+    elsewhere: list[ImageRow | ImageRef] = [row for row in known if row.image_id not in ids and row.state != "gone"]
+    for item in (*elsewhere, *images):
+        same.setdefault(item.sha256, []).append(item)
+    groups: dict[str, str] = {}
+    lines: list[str] = []
+    for copies in same.values():
+        if len(copies) < 2:
+            continue
+        first = copies[0]
+        group = first.group or next((copy.group for copy in copies if copy.group), first.image_id)
+        groups |= {copy.image_id: group for copy in copies}
+        lines += [
+            f"{Path(copy.path).name}: the same file as {Path(first.path).name} under another name; they are one group "
+            f"({group}) now, so that the hold-out stays apart: remove one of them"
+            for copy in copies[1:]
+        ]
+    return [replace(image, group=groups.get(image.image_id, image.group)) for image in images], lines
+
+
+def _one_group(rows: Sequence[ImageRow]) -> list[str]:
+    present = [row for row in rows if row.state != "gone"]
+    groups = {row.group or row.image_id for row in present}
+    if len(groups) != 1:
+        return []
+    return [
+        f"all images ({len(present)}) are of one group ({groups.pop()}): no hold-out can be drawn, and without one no "
+        "model is made; add images, or name each image's slide, well or patient in the column group of manifest.csv"
+    ]
+
+
+def _connect(context: LoopContext) -> list[str]:
+    """Attaches backend and webhook; what a Label Studio elsewhere refuses becomes a line, and the project stands."""
+    endpoints, number = context.endpoints, context.project.ls_project_id
+    user, password = endpoints.backend_user or None, endpoints.backend_password or None
+    try:
+        context.label_studio.connect_backend(number, endpoints.backend_url, "celloop", user=user, password=password)
+        context.label_studio.connect_webhook(number, f"{endpoints.backend_url}/webhook", endpoints.webhook_secret)
+    except RefusedError as error:
+        if endpoints.label_studio_managed:
+            raise
+        return [
+            f"Label Studio did not take the backend at {endpoints.backend_url} ({error}): outlines are published all "
+            "the same, but clicks draw no cell and new annotations are found by polling; make that address reachable "
+            "from Label Studio's machine (README, Your own Label Studio) and run `celloop init` again"
+        ]
+    return []
 
 
 def _display(
     context: LoopContext, images: Sequence[ImageRef], tell: Tell | None
 ) -> tuple[list[tuple[ImageRef, Path]], list[str]]:
-    """Writes the 8-bit PNG of each image; returns those that worked and the reasons of those that did not."""
+    """Writes the 8-bit PNG of each image; returns those that worked and the reasons of those that did not.
+
+    Raises:
+        OSError: the disk is full; going on would leave out every image that is still to come.
+        InputError: not one image could be shown.
+    """
     directory = context.workspace.display_dir / context.project_name
     directory.mkdir(parents=True, exist_ok=True)
     shown: list[tuple[ImageRef, Path]] = []
@@ -100,8 +191,11 @@ def _display(
 
     def write(image: ImageRef) -> ImageError | None:
         try:
-            write_display(image.path, directory / f"{image.image_id}.png")
+            write_display(image.path, directory / f"{image.image_id}.png", sha256=image.sha256)
         except ImageError as error:
+            cause = error.__cause__
+            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise OSError(cause.errno, cause.strerror, str(directory)) from error
             return error
         return None
 
@@ -113,6 +207,8 @@ def _display(
                 failed.append(f"{image.path.name}: {error}")
             if tell is not None:
                 tell("images", done, len(images))
+    if not shown:
+        raise InputError(f"none of the {len(images)} images can be shown: {'; '.join(failed[:3])}")
     return shown, failed
 
 
@@ -161,7 +257,3 @@ def task_data(interface: Interface, row: ImageRow) -> dict[str, object]:
         "rank": row.rank,
         "reason": row.reason,
     }
-
-
-def _problems(folder: Folder, failed: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"{problem.path.name}: {problem.reason}" for problem in folder.problems) + tuple(failed)

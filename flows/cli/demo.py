@@ -29,6 +29,7 @@ def demo(
     """Starts everything, labels 12 + 8 sample images as a person would, retrains twice, and shows where to look.
 
     On a terminal the services stay up for you; elsewhere, or with CELLOOP_DEMO_EXIT=1, they are stopped at the end.
+    Services that ran before are never stopped.
     """
 
     def work() -> None:
@@ -40,6 +41,8 @@ def demo(
 
         started = time.monotonic()
         place = Workspace(workspace)
+        before = place.state()
+        ran_before = before is not None and before.is_running()
         stay = sys.stdin.isatty() and sys.stdout.isatty() and os.environ.get("CELLOOP_DEMO_EXIT") != "1"
         finished = False
         try:
@@ -54,14 +57,14 @@ def demo(
                 "email": endpoints.label_studio_email,
                 "mlflow": endpoints.mlflow_url,
                 "prefect": endpoints.prefect_api_url.removesuffix("/api"),
-                "stays": stay,
+                "stays": stay or ran_before,
             }
             if stay and not json:
                 document["password"] = endpoints.label_studio_password
             emit(document, json=json, render=_render)
             finished = True
         finally:
-            if not (stay and finished):
+            if not ran_before and not (stay and finished):
                 stop(place, say)
 
     run(work, json=json)
@@ -105,7 +108,8 @@ def _render(document: Document) -> Group:
     where.add_row("took", f"{document['minutes']:.1f} minutes")
     if document["stays"]:
         where.add_row("Label Studio", document["label_studio"])
-        where.add_row("log in as", f"{document['email']}  password  {document['password']}")
+        if "password" in document:
+            where.add_row("log in as", f"{document['email']}  password  {document['password']}")
         where.add_row("MLflow", document["mlflow"])
         where.add_row("Prefect", document["prefect"])
         where.add_row("stop", "celloop down   (all state is in the workspace; delete it for a clean start)")

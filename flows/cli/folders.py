@@ -122,6 +122,10 @@ def _metrics(document: Document) -> Table:
         table.add_row(modality, *(_number(figures[key]) for key in SHOWN))
     if document.get("macro_ap") is not None:
         table.add_row("mean of modalities", _number(document["macro_ap"]))
+    missing = document["missing"]
+    if missing["n"]:
+        names = ", ".join(missing["images"]) + (", ..." if missing["n"] > len(missing["images"]) else "")
+        table.caption = f"{missing['n']} images of the truth have no prediction and are not measured: {names}"
     return table
 
 

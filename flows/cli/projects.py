@@ -24,7 +24,10 @@ def init(
     workspace: WorkspaceOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Makes a project of a folder: tasks, backend, schedules, and the first batch in random order."""
+    """Makes a project of a folder: tasks, backend, schedules, and the first batch in random order.
+
+    Run again it adds the folder's new images; settings and label config stay unless they are given.
+    """
 
     def work() -> None:
         from flows.context import open_context
@@ -38,7 +41,8 @@ def init(
         xml = _read_text(label_config) if label_config else None
         project = name or _slug(images)
         with telling() as tell:
-            started = start_project(place, images, project, load_config(config), label_config_xml=xml, tell=tell)
+            settings = load_config(config) if config else None
+            started = start_project(place, images, project, settings, label_config_xml=xml, tell=tell)
             context = open_context(place, project)
             deploy(context)
             first = run_round(context, tell)
@@ -159,7 +163,7 @@ def _started(document: Document) -> Table:
     shown = {key: value for key, value in document.items() if key != "problems"}
     table = _table(shown)
     for problem in document["problems"]:
-        table.add_row("not imported", str(problem))
+        table.add_row("note", str(problem))
     return table
 
 

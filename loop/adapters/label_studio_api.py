@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 from xml.etree import ElementTree
@@ -307,6 +308,7 @@ class LabelStudio:
         filters: Mapping[str, Any],
         *,
         columns: Sequence[str] = (),
+        widths: Mapping[str, int] = MappingProxyType({}),
     ) -> int:
         """Makes or corrects the tab of this title in Label Studio's list of tasks; returns its number.
 
@@ -318,6 +320,7 @@ class LabelStudio:
             ordering: e.g. LOWEST_SCORE_FIRST; only the first entry counts.
             filters: e.g. NOT_YET_ANNOTATED.
             columns: the only ones to show, e.g. ("data.image", "data.reason", "predictions_score"); none = as it is.
+            widths: of columns, px.
         """
         views = self._sdk.views
         mine = [tab for tab in views.list(project=project_id) if tab.data.get("title") == title]
@@ -328,6 +331,8 @@ class LabelStudio:
             names = [".".join(filter(None, (column.get("parent"), column["id"]))) for column in there]
             hidden = [f"tasks:{name}" for name in names if name not in columns and name != "data"]
             data["hiddenColumns"] = {"explore": hidden, "labeling": hidden}
+        if widths:
+            data["columnsWidth"] = {f"tasks:{name}": width for name, width in widths.items()}
         if not mine:
             return int(views.create(project=project_id, data=data).id)
         views.update(str(mine[0].id), project=project_id, data=data)

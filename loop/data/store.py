@@ -24,6 +24,8 @@ from loop.types import ImageRef, IntArray, UInt8Array
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 _SOURCE_KEY = "celloop-source"
+EYES_PCT, DIM, BRIGHT = 99.8, 128.0, 220.0
+"""An image whose 99.8th percentile lies below 128 is shown with that percentile at 220."""
 
 
 class StoredImage(NamedTuple):
@@ -97,7 +99,9 @@ def file_sha256(path: Path) -> str:
 def write_display(path: Path, target_png: Path, *, sha256: str = "") -> bool:
     """Writes the upright 8-bit PNG that Label Studio shows; the original is only read.
 
-    The PNG carries the hash of its original, so a second call finds it up to date and leaves it alone.
+    A dim image (99.8th percentile below 128) is made brighter by one factor for all channels, so that people see its
+    cells; the models' own normalisation takes no notice of such a factor. The PNG carries the hash of its original,
+    so a second call finds it up to date and leaves it alone.
 
     Args:
         path: the original.
@@ -115,8 +119,15 @@ def write_display(path: Path, target_png: Path, *, sha256: str = "") -> bool:
         return False
     info = PngImagePlugin.PngInfo()
     info.add_text(_SOURCE_KEY, origin)
-    write_png(read_image(path).pixels, target_png, info=info)
+    write_png(_for_eyes(read_image(path).pixels), target_png, info=info)
     return True
+
+
+def _for_eyes(pixels: UInt8Array) -> UInt8Array:
+    high = float(np.percentile(pixels, EYES_PCT))
+    if high <= 0 or high >= DIM:
+        return pixels
+    return np.clip(pixels.astype(np.float32) * (BRIGHT / high), 0, 255).astype(np.uint8)
 
 
 def write_png(pixels: npt.NDArray[Any], target: Path, *, info: PngImagePlugin.PngInfo | None = None) -> None:

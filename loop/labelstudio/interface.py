@@ -74,9 +74,7 @@ class Interface:
             )
             held = [label for kind in MASK_KINDS for c in controls if c.kind == kind for label in c.labels]
             if held and value.startswith("$"):
-                others = [
-                    label for c in controls if c.kind in CELL_KINDS and not c.takes_prompts for label in c.labels
-                ]
+                others = [label for c in controls if c.kind in CELL_KINDS and not c.takes_prompts for label in c.labels]
                 return cls(image_name, value[1:], controls, tuple(dict.fromkeys([*held, *others])))
             found = ", ".join(f"{c.kind} {c.name!r} with {len(c.labels)} labels" for c in controls) or found
         if not any(value.startswith("$") for value in images.values()):
@@ -125,14 +123,15 @@ def label_config(labels: tuple[str, ...] = ("Cell",)) -> str:
             "<View>",
             f'  <View style="{_ROW} flex-wrap: wrap;">',
             control("Outline", "PolygonLabels", 'name="cell" toName="image" strokeWidth="1" opacity="0.3"'),
-            control("Brush", "BrushLabels", 'name="brush" toName="image"'),
+            control("Brush", "BrushLabels", 'name="brush" toName="image" smart="false"'),
             control("Click", "KeyPointLabels", 'name="point" toName="image" smart="true" smartOnly="true"'),
             control("Box", "RectangleLabels", 'name="box" toName="image" smart="true" smartOnly="true"'),
             '    <Choices name="usable" toName="image" choice="multiple">',
             f'      <Choice value="{UNUSABLE}"/>',
             "    </Choices>",
             "  </View>",
-            '  <Image name="image" value="$image" zoom="true" zoomControl="true"/>',
+            '  <Image name="image" value="$image" zoom="true" zoomControl="true" brightnessControl="true"'
+            ' contrastControl="true"/>',
             "</View>",
             "",
         ]

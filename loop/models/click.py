@@ -170,6 +170,8 @@ def _under_point(view: _View, point: tuple[int, int]) -> BoolArray:
         grown = pieces == pieces[start]
         if grown.sum() <= limit:
             break
+    else:  # whatever the share, the region runs over: there is no cell here that can be told from its surroundings
+        return np.zeros(free.shape, np.bool_)
     return np.asarray(fill_holes(grown.astype(np.int32)).astype(np.bool_) & free)
 
 

@@ -415,3 +415,16 @@ def test_what_is_no_label_image(tmp_path):
         store.read_label_image(_tiff(tmp_path / "s.tif", STACK, **TIFF))
     with pytest.raises(LabelError, match="16 bits hold"):
         store.write_label_image(np.array([[70000]], np.int32), tmp_path / "b.png")
+
+
+def test_a_dim_image_is_shown_brighter_and_a_bright_one_as_it_is(tmp_path):
+    dim = np.zeros((20, 20, 3), np.uint8)
+    dim[5:15, 5:15] = (10, 18, 4)
+    bright = dim * 12
+    for name, pixels in {"dim": dim, "bright": bright}.items():
+        write_png(pixels, tmp_path / f"{name}.png")
+        write_display(tmp_path / f"{name}.png", tmp_path / "shown" / f"{name}.png")
+    shown = read_image(tmp_path / "shown" / "dim.png").pixels
+    assert tuple(shown[10, 10]) == (122, 220, 48)  # 220 / 18 = 12.2 for every channel
+    np.testing.assert_array_equal(read_image(tmp_path / "shown" / "bright.png").pixels, bright)
+    np.testing.assert_array_equal(read_image(tmp_path / "dim.png").pixels, dim)

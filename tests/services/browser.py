@@ -23,7 +23,7 @@ ARGUMENTS = (
     *("--disable-background-networking", "--disable-component-update"),
 )
 WAIT_MS = 30_000
-TINT = 15
+TINT = 10
 """How much more green than red and blue a pixel of a grey picture is where a cell is drawn over it."""
 
 EDITOR = "window.Htx.annotationStore.selected"

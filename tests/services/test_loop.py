@@ -11,9 +11,9 @@ import pytest
 import flows.round
 from flows.annotator import label_tasks
 from flows.context import open_context
-from flows.deploy import POOL
 from flows.export import export
 from flows.local.launch import start_in_background
+from flows.local.services import POOL
 from flows.local.site import UpOptions
 from flows.local.workspace import Workspace
 from flows.prefect_api import connected
@@ -128,13 +128,12 @@ def test_empty_skipped_and_deleted_annotations(project: DrawnProject) -> None:
         unique_id="6dbb9a8e-1111-4e4e-8888-000000000002",
         was_cancelled=True,
     )
-    report = sync(context)
-    assert report.new == 2
+    sync(context)  # or the run that the webhook woke, whichever comes first
     assert context.index.image(name, empty.image_id).state == "labelled"
     assert context.index.image(name, skipped.image_id).state == "skipped"
     headers = {"Authorization": f"Token {context.endpoints.label_studio_token}"}
     httpx.delete(f"{context.endpoints.label_studio_url}/api/annotations/{first}/", headers=headers, timeout=60)
-    assert sync(context).deleted == 1
+    sync(context)
     assert context.index.image(name, empty.image_id).state == "open"
 
 
@@ -222,8 +221,11 @@ def test_schedule_and_webhook_start_runs_and_enough_labels_start_a_round(workspa
         return len(rounds) == 2 and rounds[1].status == "done"
 
     eventually(trained, 180, "a round after six annotations, woken by the webhook")
-    runs = flow_runs(context.endpoints.prefect_api_url, "watch-test")
-    assert "Completed" in {run["state_name"] for run in runs}
+
+    def completed() -> bool:
+        return "Completed" in {run["state_name"] for run in flow_runs(context.endpoints.prefect_api_url, "watch-test")}
+
+    eventually(completed, 30, "the run that made the round ends well")
 
 
 def test_a_scheduled_run_happens(workspace: Workspace, tmp_path: Path) -> None:
