@@ -422,9 +422,9 @@ def test_a_dim_image_is_shown_brighter_and_a_bright_one_as_it_is(tmp_path):
     dim[5:15, 5:15] = (10, 18, 4)
     bright = dim * 12
     for name, pixels in {"dim": dim, "bright": bright}.items():
-        write_png(pixels, tmp_path / f"{name}.png")
-        write_display(tmp_path / f"{name}.png", tmp_path / "shown" / f"{name}.png")
-    shown = read_image(tmp_path / "shown" / "dim.png").pixels
+        store.write_png(pixels, tmp_path / f"{name}.png")
+        store.write_display(tmp_path / f"{name}.png", tmp_path / "shown" / f"{name}.png")
+    shown = store.read_image(tmp_path / "shown" / "dim.png").pixels
     assert tuple(shown[10, 10]) == (122, 220, 48)  # 220 / 18 = 12.2 for every channel
-    np.testing.assert_array_equal(read_image(tmp_path / "shown" / "bright.png").pixels, bright)
-    np.testing.assert_array_equal(read_image(tmp_path / "dim.png").pixels, dim)
+    np.testing.assert_array_equal(store.read_image(tmp_path / "shown" / "bright.png").pixels, bright)
+    np.testing.assert_array_equal(store.read_image(tmp_path / "dim.png").pixels, dim)
