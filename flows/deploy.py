@@ -20,13 +20,12 @@ from prefect.flows import Flow
 from prefect.types.entrypoint import EntrypointType
 
 from flows.context import LoopContext
+from flows.local.services import POOL
 from flows.prefect_api import connected
 from flows.retrain import train_flow
 from flows.round import round_flow, watch_flow
 
 logger = logging.getLogger(__name__)
-
-POOL = "celloop"
 
 
 def deploy(context: LoopContext) -> list[str]:

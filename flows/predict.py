@@ -1,9 +1,11 @@
 """Step 5: what a registered model says about images, each image once a model."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from flows.context import LoopContext
+from flows.context import LoopContext, registry_name
 from loop.adapters.mlflow_registry import ModelVersion
 from loop.data.predictions import PredictionStore, StoredPrediction
 from loop.data.store import read_image
@@ -36,7 +38,14 @@ def predict_images(
 ) -> Mapping[str, StoredPrediction]:
     """Predictions of `version` by image id; what is on disk already is not made again.
 
-    An image whose file cannot be read any more is named in the log and left out; the others go on.
+    An image whose file cannot be read any more, or has another size than it had, is named in the log and left out; the
+    others go on.
+
+    Args:
+        context: the project.
+        version: the model.
+        images: in any order.
+        progress: called as progress(done, total) after each image.
     """
     store = PredictionStore(context.workspace.predictions_dir, version.label)
     found: dict[str, StoredPrediction] = {}
@@ -46,14 +55,46 @@ def predict_images(
         if stored is None:
             segmenter = segmenter or load_segmenter(context, version)
             try:
-                pixels = read_image(image.path).pixels
+                stored = _predict_one(store, segmenter, image)
             except ImageError as error:
                 logger.warning("%s is not predicted: %s", image.image_id, error)
-                continue
-            prediction = segmenter.predict(pixels, image_id=image.image_id)
-            stored = StoredPrediction(prediction.instances, prediction.uncertainty, prediction.embedding)
-            store.save(image, stored)
-        found[image.image_id] = stored
+        if stored is not None:
+            found[image.image_id] = stored
         if progress is not None:
             progress(done, len(images))
     return found
+
+
+def _predict_one(store: PredictionStore, segmenter: Segmenter, image: ImageRef) -> StoredPrediction:
+    pixels = read_image(image.path).pixels
+    prediction = segmenter.predict(pixels, image_id=image.image_id)
+    stored = StoredPrediction(prediction.instances, prediction.uncertainty, prediction.embedding)
+    store.save(image, stored)
+    return stored
+
+
+def forget_old(context: LoopContext, keep: Collection[str]) -> list[str]:
+    """Deletes the stored predictions of this project's model versions that are not in `keep`.
+
+    They can be made again from the registered models. A folder that cannot be deleted is named in the log.
+
+    Args:
+        context: the project; other projects' predictions are left alone.
+        keep: labels of the versions that are still asked for, as in `ModelVersion.label`.
+
+    Returns:
+        The labels whose predictions were deleted, sorted.
+    """
+    ours = re.compile(rf"{re.escape(registry_name(context.project_name))}-v\d+")
+    root = context.workspace.predictions_dir
+    forgotten = []
+    for directory in sorted(root.iterdir()) if root.is_dir() else []:
+        if directory.name in keep or not ours.fullmatch(directory.name):
+            continue
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            logger.warning("old predictions %s cannot be deleted: %s", directory, error)
+            continue
+        forgotten.append(directory.name)
+    return forgotten

@@ -14,14 +14,26 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flows.context import LoopContext, image_ref
-from flows.freeze import read_annotation
+from flows.freeze import newest_annotations, read_annotation
 from flows.overlay import overlay
 from loop.adapters.index import AnnotationRow, ImageRow, RoundRow
-from loop.data.predictions import PredictionStore
+from loop.data.predictions import PredictionStore, StoredPrediction
 from loop.data.store import read_image
+from loop.errors import ImageError, LabelError
 from loop.metrics.instance import image_ap
+from loop.types import Instances, UInt8Array
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A hold-out image with the champion's cells, the person's, and the AP of the one against the other."""
+
+    image: ImageRow
+    stored: StoredPrediction
+    person: Instances
+    ap: float
 
 
 @dataclass(frozen=True)
@@ -127,23 +139,58 @@ def _worst(
     annotations: Sequence[AnnotationRow],
     most: int = 6,
 ) -> list[Shown]:
-    """The hold-out images on which the champion does worst, with its masks and the person's."""
+    """The hold-out images on which the champion does worst, with its masks and the person's.
+
+    An image or annotation that cannot be read is named in the log and not shown.
+    """
+    shown: list[Shown] = []
+    for measured in sorted(_measure(context, label, images, annotations), key=lambda item: item.ap):
+        if len(shown) == most:
+            break
+        try:
+            picture = _picture(measured)
+        except ImageError as error:
+            logger.warning("%s is not shown in the report: %s", measured.image.image_id, error)
+            continue
+        shown.append(Shown(measured.image.image_id, measured.ap, _data_address(picture)))
+    return shown
+
+
+def _measure(
+    context: LoopContext, label: str, images: Sequence[ImageRow], annotations: Sequence[AnnotationRow]
+) -> list[Measured]:
     store = PredictionStore(context.workspace.predictions_dir, label)
     interface = context.interface
-    newest = {row.image_id: row for row in sorted(annotations, key=lambda row: row.updated_at)}
+    newest = newest_annotations(annotations)
     found = []
     for row in images:
         if row.role != "control" or row.state != "labelled" or row.image_id not in newest:
             continue
-        reference = image_ref(row)
-        stored = store.load(reference)
+        stored = store.load(image_ref(row))
         if stored is None:
             continue
-        person = read_annotation(newest[row.image_id], row, interface)
-        pixels = read_image(reference.path).pixels
-        picture = overlay(pixels, stored.instances, person)
-        found.append(Shown(row.image_id, image_ap(stored.instances, person), _data_address(picture)))
-    return sorted(found, key=lambda shown: shown.ap)[:most]
+        try:
+            person = read_annotation(newest[row.image_id], row, interface)
+        except (LabelError, OSError) as error:
+            logger.warning("%s is not measured for the report: %s", row.image_id, error)
+            continue
+        found.append(Measured(row, stored, person, image_ap(stored.instances, person)))
+    return found
+
+
+def _picture(measured: Measured) -> UInt8Array:
+    """The image with both outlines.
+
+    Raises:
+        ImageError: its file cannot be read, or has another size than the labels were drawn on.
+    """
+    path = Path(measured.image.path)
+    pixels = read_image(path).pixels
+    if pixels.shape[:2] != measured.person.shape:
+        raise ImageError(
+            f"{path} is {pixels.shape[:2]}, its labels lie in {measured.person.shape} (H, W); restore the file"
+        )
+    return overlay(pixels, measured.stored.instances, measured.person)
 
 
 def _data_address(picture: Any, side: int = 480) -> str:

@@ -4,13 +4,15 @@ import hashlib
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Scheduled
 
 from flows.context import LoopContext, open_context
 from flows.local.workspace import Workspace
@@ -18,8 +20,8 @@ from flows.overlay import overlay
 from loop.adapters.mlflow_registry import ModelVersion, Run
 from loop.config import LoopConfig
 from loop.data.snapshot import load_snapshot
-from loop.data.store import read_image
-from loop.errors import ServiceError, StateError
+from loop.data.store import file_sha256, read_image
+from loop.errors import ImageError, ServiceError, StateError
 from loop.models.segmenter import Segmenter, resolve_device
 from loop.training.checkpoint import save_checkpoint
 from loop.training.trainer import Trained, train
@@ -28,6 +30,12 @@ from loop.types import Sample
 logger = logging.getLogger(__name__)
 
 Log = Callable[[int, dict[str, float]], None]
+
+POLL_S = 2.0
+REMIND_S = 30.0
+NO_WORKER_S = 3600.0
+OVERTIME_S = 3600.0
+"""How long a training may take beyond its budget: loading, storing, and an optimiser step that is under way."""
 
 
 def recipe_id(config: LoopConfig) -> str:
@@ -55,9 +63,11 @@ def challenger(context: LoopContext, snapshot_id: str, log: Log | None = None) -
 def train_and_register(context: LoopContext, snapshot_id: str, log: Log | None = None) -> ModelVersion:
     """Trains on a snapshot's teaching images, keeps curves and pictures in MLflow and registers the weights.
 
+    An image that changed or vanished since the snapshot was made is named in the log and left out.
+
     Raises:
         StateError: the snapshot has no image to learn from.
-        ImageError: an image changed or vanished since the snapshot was made.
+        ImageError: every image to learn from changed or vanished.
     """
     config = context.config
     snapshot = load_snapshot(context.workspace.snapshots_dir, snapshot_id)
@@ -65,18 +75,25 @@ def train_and_register(context: LoopContext, snapshot_id: str, log: Log | None =
     holdout = [s for s in snapshot.samples if s.image.split == "holdout"]
     if not teaching:
         raise StateError(f"snapshot {snapshot_id} has no image to learn from; label some that are not hold-out first")
+    intact = [sample for sample in teaching if _is_intact(sample, snapshot_id)]
+    if not intact:
+        raise ImageError(
+            f"all {len(teaching)} images to learn from in snapshot {snapshot_id} have changed or vanished, first "
+            f"{teaching[0].image.path}; restore the files, or run `celloop init` with the folder where they are now"
+        )
     tags = {"snapshot_id": snapshot_id, "recipe_id": recipe_id(config), "project": context.project_name}
     device = resolve_device(config.train.device)
     params = {
         **{f"model.{k}": v for k, v in config.model.model_dump(mode="json").items()},
         **{f"train.{k}": v for k, v in config.train.model_dump(mode="json").items()},
-        "images_train": len(teaching),
-        "cells_train": sum(len(s.instances) for s in teaching),
+        "images_train": len(intact),
+        "images_left_out": len(teaching) - len(intact),
+        "cells_train": sum(len(s.instances) for s in intact),
         "images_holdout": len(holdout),
         "device": str(device),
     }
     with context.registry.start_run(f"train-{snapshot_id[:8]}", params=params, tags=tags) as run:
-        trained = train(teaching, config.model, config.train, log=_both(run.log, log))
+        trained = train(intact, config.model, config.train, log=_both(run.log, log))
         with tempfile.TemporaryDirectory() as scratch:
             directory = Path(scratch) / "checkpoint"
             save_checkpoint(
@@ -88,10 +105,26 @@ def train_and_register(context: LoopContext, snapshot_id: str, log: Log | None =
                 minutes=trained.seconds / 60,
                 steps=trained.steps,
             )
-            _examples(run, trained, config, holdout or teaching)
             version = context.registry.register(run.run_id, directory, tags=tags)
+        _examples(run, trained, config, holdout or intact)
     logger.info("trained %s: %d steps in %.0f s on %s", version.label, trained.steps, trained.seconds, device)
     return version
+
+
+def _is_intact(sample: Sample, snapshot_id: str) -> bool:
+    """Whether the image file is the one that the snapshot was made from; where not, the log says why."""
+    image = sample.image
+    try:
+        found = file_sha256(image.path)
+    except ImageError as error:
+        logger.warning("%s is left out of the training on snapshot %s: %s", image.image_id, snapshot_id, error)
+        return False
+    if found != image.sha256:
+        logger.warning(
+            "%s is left out of the training on snapshot %s: %s has changed since; restore the file",
+            *(image.image_id, snapshot_id, image.path),
+        )
+    return found == image.sha256
 
 
 def _both(first: Log, second: Log | None) -> Log:
@@ -104,11 +137,16 @@ def _both(first: Log, second: Log | None) -> Log:
 
 
 def _examples(run: Run, trained: Trained, config: LoopConfig, samples: Sequence[Sample], most: int = 4) -> None:
+    """Pictures for a person's eyes; the model is registered already, so one that fails costs nothing else."""
     segmenter = Segmenter(trained.net, config.model, config.instances, device=config.train.device)
     for sample in samples[:most]:
-        pixels = read_image(sample.image.path).pixels
-        prediction = segmenter.predict(pixels, image_id=sample.image.image_id)
-        run.picture(f"examples/{sample.image.image_id}.png", overlay(pixels, prediction.instances, sample.instances))
+        image_id = sample.image.image_id
+        try:
+            pixels = read_image(sample.image.path).pixels
+            prediction = segmenter.predict(pixels, image_id=image_id)
+            run.picture(f"examples/{image_id}", overlay(pixels, prediction.instances, sample.instances))
+        except (ImageError, OSError, ServiceError) as error:
+            logger.warning("no example picture of %s: %s", image_id, error)
 
 
 @flow(name="train", log_prints=False)
@@ -119,19 +157,82 @@ def train_flow(workspace: str, project: str, snapshot_id: str) -> str:
 
 
 def _train_on_pool(context: LoopContext, snapshot_id: str, tags: dict[str, str]) -> ModelVersion:
+    """The model that a worker of the training pool makes; a run that waits or works already is joined.
+
+    Raises:
+        StateError: the project has no deployment for training.
+        ServiceError: no worker took the run, or it ended without a model.
+    """
+    pool = str(context.config.retrain.pool)
+    name = f"train/{context.project_name}"
     parameters = {
         "workspace": str(context.workspace.root),
         "project": context.project_name,
         "snapshot_id": snapshot_id,
     }
-    name = f"train/{context.project_name}"
-    logger.info("training waits for a worker of pool %s", context.config.retrain.pool)
-    key = f"train-{snapshot_id}-{tags['recipe_id']}"
-    run = cast(FlowRun, run_deployment(name, parameters=parameters, idempotency_key=key))
+    with get_client(sync_client=True) as client:
+        run = _open_run(client, name, parameters, f"train-{snapshot_id}-{tags['recipe_id']}")
+        logger.info("training run %s waits for a worker of pool %s", run.name, pool)
+        ended = _wait(client, run, pool, context.config.train.minutes * 60 + OVERTIME_S)
     found = context.registry.find_version(tags)
     if found is None:
-        state = run.state.name if run.state else "unknown"
+        state = f"{ended.state.name} ({ended.state.message or 'no message'})" if ended.state else "unknown"
         raise ServiceError(
-            f"training run {run.name} of {name} ended as {state} and registered no model; its log in Prefect says why"
+            f"training run {ended.name} of {name} ended as {state} and registered no model; its log in Prefect says "
+            "why. The next round tries again"
         )
     return found
+
+
+def _open_run(client: SyncPrefectClient, name: str, parameters: dict[str, str], key: str) -> FlowRun:
+    """A run that has not ended: the one of a round that was interrupted, or a new one.
+
+    Prefect gives the run of a key back for ever, also a failed one; so the attempt's number is part of the key.
+    """
+    try:
+        deployment = client.read_deployment_by_name(name)
+    except ObjectNotFound as error:
+        raise StateError(
+            f"Prefect has no deployment {name}; run `celloop init` again with the same images: it makes what is missing"
+        ) from error
+    attempt = 1
+    while True:
+        run = client.create_flow_run_from_deployment(
+            deployment.id, parameters=parameters, state=Scheduled(), idempotency_key=f"{key}-{attempt}"
+        )
+        if run.state is None or not run.state.is_final():
+            return run
+        attempt += 1
+
+
+def _wait(client: SyncPrefectClient, run: FlowRun, pool: str, longest_s: float) -> FlowRun:
+    """The run once it has ended.
+
+    Raises:
+        ServiceError: no worker took it within NO_WORKER_S, or it runs for more than `longest_s`.
+    """
+    address = str(client.api_url).rstrip("/")
+    start = f"PREFECT_API_URL={address} prefect worker start --pool {pool} --type process"
+    waited_since = reminded = time.monotonic()
+    running_since: float | None = None
+    while True:
+        run = client.read_flow_run(run.id)
+        now = time.monotonic()
+        if run.state is not None and run.state.is_final():
+            return run
+        if run.state is not None and run.state.is_running():
+            running_since = running_since or now
+            if now - running_since > longest_s:
+                raise ServiceError(
+                    f"training run {run.name} runs for more than {longest_s / 60:.0f} min; its worker may have died: "
+                    "cancel it in Prefect, then the next round trains anew"
+                )
+        elif now - waited_since > NO_WORKER_S:
+            raise ServiceError(
+                f"no worker of pool {pool} took training run {run.name} in {NO_WORKER_S / 60:.0f} min; start one with "
+                f"`{start}`, or take `retrain.pool` out of the project's settings. The next round joins the run"
+            )
+        elif now - reminded > REMIND_S:
+            reminded = now
+            logger.warning("no worker of pool %s has taken training run %s; start one: `%s`", pool, run.name, start)
+        time.sleep(POLL_S)

@@ -18,7 +18,7 @@ from flows.context import BusyError, LoopContext, group_of, image_ref, open_cont
 from flows.freeze import Frozen, freeze
 from flows.gate import Decision, gate
 from flows.local.workspace import Workspace
-from flows.predict import predict_images
+from flows.predict import forget_old, predict_images
 from flows.prefect_api import connected
 from flows.publish import publish
 from flows.report import write_report
@@ -219,6 +219,8 @@ def _finish(
         finished_at=datetime.now(UTC),
     )
     page = _step("report", write_report, context)
+    if champion is not None:
+        forget_old(context, {champion.label})
     return RoundReport(
         name,
         number,

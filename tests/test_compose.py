@@ -54,6 +54,12 @@ def test_environment_is_that_of_up(name: str) -> None:
     assert set(given) - OF_CONTAINERS == {*service.environment, *service.secrets}
 
 
+def test_leases_of_flow_runs_lie_on_the_volume() -> None:
+    prefect = COMPOSE["services"]["prefect"]
+    assert prefect["environment"]["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"].endswith(".filesystem")
+    assert prefect["environment"]["PREFECT_HOME"].startswith(prefect["volumes"][0].partition(":")[2])
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_health_check_asks_where_up_asks(name: str) -> None:
     assert COMPOSE["services"][name]["healthcheck"]["test"] == ["CMD", "healthy", EXPECTED[name].health_url]
@@ -89,7 +95,15 @@ def test_waiting_order_is_that_of_up() -> None:
 def test_volumes_are_named_and_shared() -> None:
     assert set(COMPOSE["volumes"]) == {"workspace", "postgres"}
     for name in EXPECTED:
-        assert COMPOSE["services"][name]["volumes"] == ["workspace:/workspace"]
+        assert "workspace:/workspace" in COMPOSE["services"][name]["volumes"]
+
+
+def test_what_reads_originals_sees_the_same_folder_read_only() -> None:
+    seen = {
+        name for name in EXPECTED if "${CELLOOP_IMAGES:-./images}:/images:ro" in COMPOSE["services"][name]["volumes"]
+    }
+    assert seen == {"worker", "worker-gpu"}
+    assert {len(COMPOSE["services"][name]["volumes"]) for name in EXPECTED} == {1, 2}
 
 
 def test_images_are_built_from_the_committed_locks() -> None:

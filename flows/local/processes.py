@@ -92,15 +92,22 @@ def marked(run_id: str) -> list[psutil.Process]:
     return found
 
 
-def sweep(run_id: str, *, patience_s: float = 5.0) -> int:
+def sweep(run_id: str, *, patience_s: float = 5.0, spare_sessions: Iterable[int] = ()) -> int:
     """Ends every process of a run: SIGTERM, and SIGKILL after `patience_s`; repeated for those born meanwhile.
+
+    Args:
+        run_id: whose mark they bear.
+        patience_s: how long they may take to end by themselves.
+        spare_sessions: ids of the processes that `spawn` started and that are left alone, with all that is in their
+            session. Prefect's worker gives each flow run a session of its own, so flow runs are not spared with it.
 
     Returns:
         How many processes were found.
     """
     ended = 0
+    spared = set(spare_sessions)
     for wait_s in (patience_s, 1.0, 1.0):
-        alive = marked(run_id)
+        alive = [process for process in marked(run_id) if _session(process) not in spared]
         if not alive:
             break
         ended += len(alive)
@@ -109,6 +116,14 @@ def sweep(run_id: str, *, patience_s: float = 5.0) -> int:
         _signal(left, signal.SIGKILL)
         psutil.wait_procs(left, timeout=wait_s)
     return ended
+
+
+def _session(process: psutil.Process) -> int:
+    """The id of a process's session; -1 where the process has just ended."""
+    try:
+        return os.getsid(process.pid)
+    except ProcessLookupError:
+        return -1
 
 
 def _signal(processes: Iterable[psutil.Process], sign: signal.Signals) -> None:

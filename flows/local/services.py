@@ -20,6 +20,14 @@ TITLES = {
     "worker": "Prefect worker",
 }
 
+HEALTH_PATHS = {
+    "label_studio": "/health",
+    "mlflow": "/health",
+    "prefect": "/api/health",
+    "backend": "/health",
+    "worker": "/health",
+}
+
 NEIGHBOURS = "127.0.0.1,localhost,label-studio,mlflow,prefect,backend"
 NO_CALLS_HOME = {
     "DO_NOT_TRACK": "1",
@@ -121,7 +129,7 @@ def label_studio(site: Site, secrets: Mapping[str, str]) -> Service:
         },
         secrets=secrets,
         port=port,
-        health_path="/health",
+        health_path=HEALTH_PATHS["label_studio"],
         deadline_s=240.0,
     )
 
@@ -146,12 +154,16 @@ def mlflow(site: Site) -> Service:
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         },
         port=port,
-        health_path="/health",
+        health_path=HEALTH_PATHS["mlflow"],
     )
 
 
 def prefect(site: Site) -> Service:
-    """Prefect's server on SQLite: flow runs, schedules and its pages."""
+    """Prefect's server on SQLite: flow runs, schedules and its pages.
+
+    A running flow holds its deployment's only slot by a lease. Leases in memory, the default, are lost with the server
+    and the slot stays taken for ever; in PREFECT_HOME/concurrency_leases they outlive it and expire after five minutes.
+    """
     port = site.ports["prefect"]
     return Service(
         name="prefect",
@@ -163,11 +175,12 @@ def prefect(site: Site) -> Service:
             **NO_CALLS_HOME,
             "PREFECT_HOME": f"{site.root}/prefect",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
             "PREFECT_SERVER_UI_API_URL": f"http://{LOOPBACK}:{port}/api",
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         },
         port=port,
-        health_path="/api/health",
+        health_path=HEALTH_PATHS["prefect"],
     )
 
 
@@ -193,7 +206,7 @@ def worker(site: Site, secrets: Mapping[str, str], *, pool: str = POOL) -> Servi
         },
         secrets=secrets,
         port=port,
-        health_path="/health",
+        health_path=HEALTH_PATHS["worker"],
         after=("prefect",),
     )
 
@@ -207,7 +220,7 @@ def backend(site: Site, secrets: Mapping[str, str]) -> Service:
         environment=loop_environment(site),
         secrets=secrets,
         port=port,
-        health_path="/health",
+        health_path=HEALTH_PATHS["backend"],
         after=("mlflow",),
     )
 

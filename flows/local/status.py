@@ -7,18 +7,11 @@ import httpx
 import psutil
 
 from flows.local.processes import memory_bytes
-from flows.local.services import TITLES
+from flows.local.services import HEALTH_PATHS, TITLES
 from flows.local.state import State
 from flows.local.workspace import Workspace
 
 MIB = 2**20
-HEALTH_PATHS = {
-    "label_studio": "/health",
-    "mlflow": "/health",
-    "prefect": "/api/health",
-    "backend": "/health",
-    "worker": "/health",
-}
 
 
 @dataclass(frozen=True)

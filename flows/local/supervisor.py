@@ -187,11 +187,15 @@ class Supervisor:
             time.sleep(TICK_S)
 
     def _stop(self) -> None:
-        """Ends everything: first what uses the servers, then the servers, then whatever still bears the run's mark."""
+        """Ends everything: first the flow runs, while worker and server can note their end, then what uses the servers.
+
+        Then the servers, and at last whatever still bears the run's mark.
+        """
         if self._running:
             self._say("stopping the services")
         first = [process for name, process in self._running.items() if name in STOP_FIRST]
         rest = [process for name, process in self._running.items() if name not in STOP_FIRST]
+        sweep(self._run_id, spare_sessions=[process.pid for process in self._running.values()])
         for wave in (first, rest):
             stop_groups(wave, patience_s=STOP_PATIENCE_S, hurry=lambda: self._signals > 1)
         sweep(self._run_id)

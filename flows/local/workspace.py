@@ -39,6 +39,7 @@ class Endpoints:
     webhook_secret: str = field(default="", repr=False)
     backend_user: str = ""
     backend_password: str = field(default="", repr=False)
+    prefect_home: str = ""
 
 
 class Workspace:
@@ -170,6 +171,7 @@ class Workspace:
             backend_url=state.urls["backend"],
             label_studio_managed=managed,
             webhook_secret=credentials.webhook_secret,
+            prefect_home=str(self.prefect_dir),
         )
 
 
@@ -187,4 +189,5 @@ def endpoints_from_environment(environ: Mapping[str, str]) -> Endpoints:
         webhook_secret=environ.get("CELLOOP_WEBHOOK_SECRET", ""),
         backend_user=environ.get("CELLOOP_BACKEND_USER", ""),
         backend_password=environ.get("CELLOOP_BACKEND_PASSWORD", ""),
+        prefect_home=environ.get("PREFECT_HOME", ""),
     )

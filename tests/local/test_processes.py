@@ -53,6 +53,18 @@ def test_sweep_ends_children_in_sessions_of_their_own(tmp_path: Path) -> None:
     assert sweep("run-a") == 0
 
 
+def test_sweep_spares_a_service_but_not_what_it_started_in_another_session(tmp_path: Path) -> None:
+    process = start(PARENT, "run-h", tmp_path / "log")
+    child = ProcessId.of(int((tmp_path / "log").read_text()))
+    try:
+        assert sweep("run-h", spare_sessions=[process.pid]) == 1
+        assert not child.is_alive()
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
 def test_sweep_kills_what_ignores_sigterm_and_leaves_others_alone(tmp_path: Path) -> None:
     stubborn = start(STUBBORN, "run-b", tmp_path / "b.log")
     other = start(STUBBORN, "run-c", tmp_path / "c.log")

@@ -1,13 +1,14 @@
+import importlib
 import os
 import sys
 from pathlib import Path
 
 import pytest
+from prefect.server.concurrency.lease_storage import ConcurrencyLeaseStorage
 
 from flows.local.credentials import make_credentials
-from flows.local.services import DEFAULT_PORTS, TITLES, Service
+from flows.local.services import DEFAULT_PORTS, HEALTH_PATHS, TITLES, Service
 from flows.local.site import UpOptions, label_studio_program, local_services
-from flows.local.status import HEALTH_PATHS
 from flows.local.workspace import Workspace
 from loop.errors import StateError
 
@@ -63,6 +64,12 @@ def test_all_state_lies_in_the_workspace(local: dict[str, Service], tmp_path: Pa
     assert f"sqlite:///{root}/mlflow/mlflow.db" in local["mlflow"].command
     assert local["prefect"].environment["PREFECT_HOME"] == local["worker"].environment["PREFECT_HOME"]
     assert local["backend"].secrets["CELLOOP_INDEX_URL"] == f"sqlite:///{root}/index.sqlite3"
+
+
+def test_the_lease_of_a_flow_run_outlives_the_server(local: dict[str, Service]) -> None:
+    module = importlib.import_module(local["prefect"].environment["PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE"])
+    assert issubclass(module.ConcurrencyLeaseStorage, ConcurrencyLeaseStorage)
+    assert module.__name__.endswith(".filesystem")
 
 
 def test_an_existing_label_studio_is_used_instead(tmp_path: Path) -> None:

@@ -43,7 +43,9 @@ def test_four_images_are_learnt_by_heart(samples, precision):
     )  # fmt: skip
     model = ModelConfig(base=16, depth=2)
     trained = train(samples, model, config, log=silent)
-    segmenter = Segmenter(trained.net, model, InstanceConfig(min_area=10, min_score=0.5), device="cpu", precision=precision)
+    segmenter = Segmenter(
+        trained.net, model, InstanceConfig(min_area=10, min_score=0.5), device="cpu", precision=precision
+    )
     pairs = [(segmenter.predict(read_image(s.image.path).pixels).instances, s.instances) for s in samples]
     metrics = evaluate(pairs)
     assert metrics["ap50"] > 0.95
