@@ -20,7 +20,7 @@ demo: setup
 test: setup unit services
 
 unit: setup
-	$(BIN)/python -m pytest -q -m "not services"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not services"
 
 services: setup
 	$(BIN)/python -m pytest -q -m services

@@ -178,7 +178,7 @@ def test_a_single_group_is_named_because_it_allows_no_hold_out(
 def test_a_full_disk_stops_the_start(
     label_studio: FakeLabelStudio, place: Place, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, target: Path) -> bool:
+    def full(path: Path, target: Path, *, sha256: str) -> bool:
         raise ImageError("cannot be written") from OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(start, "write_display", full)
@@ -191,7 +191,7 @@ def test_a_full_disk_stops_the_start(
 def test_no_image_that_can_be_shown_is_refused_with_the_reasons(
     label_studio: FakeLabelStudio, place: Place, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def unwritable(path: Path, target: Path) -> bool:
+    def unwritable(path: Path, target: Path, *, sha256: str) -> bool:
         raise ImageError(f"{target.name} cannot be written")
 
     monkeypatch.setattr(start, "write_display", unwritable)
