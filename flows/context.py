@@ -93,6 +93,8 @@ def only_project(workspace: Workspace, name: str | None) -> str:
     """
     if name is not None:
         return name
+    if not workspace.root.is_dir():
+        raise StateError(f"there is no workspace at {workspace.root}; start the services with `celloop up`")
     names = [row.name for row in Index(workspace.index_url).projects()]
     if not names:
         raise StateError("this workspace has no project; make one with `celloop init --images DIR`")

@@ -43,18 +43,18 @@ def train(
         }
         settings = load_config(config, overrides)
         budget = round(settings.train.minutes * 60)
-        losses: list[float] = []
+        last: dict[str, float] = {}
         with telling() as tell:
 
             def log(step: int, values: dict[str, float]) -> None:
-                losses.append(values["loss"])
+                last.update(steps=step, loss=values["loss"])
                 if settings.train.max_steps:
                     tell("training (steps)", step, settings.train.max_steps)
                 else:
                     tell("train", min(budget, round(values.get("seconds", 0.0))), budget)
 
             done = train_folder(data, out, settings, log)
-        emit({**asdict(done), "steps": len(losses), "loss": losses[-1]}, json=json, render=_summary)
+        emit({**asdict(done), **last}, json=json, render=_summary)
 
     run(work, json=json)
 
@@ -116,12 +116,16 @@ def _summary(document: Document) -> Table:
 
 
 def _metrics(document: Document) -> Table:
-    table = Table("images", *SHOWN, title=f"{document['n_images']} images, {document['n_gt']} cells")
-    table.add_row("all", *(_number(document[key]) for key in SHOWN))
-    for modality, figures in sorted(document.get("per", {}).items()):
-        table.add_row(modality, *(_number(figures[key]) for key in SHOWN))
-    if document.get("macro_ap") is not None:
-        table.add_row("mean of modalities", _number(document["macro_ap"]))
+    """A column for all images and one for each modality, so that it fits a terminal of 80 columns."""
+    per = sorted(document.get("per", {}).items())
+    table = Table("", "all", *(name for name, _ in per))
+    table.add_row("images", str(document["n_images"]), *(str(figures["n_images"]) for _, figures in per))
+    table.add_row("cells", str(document["n_gt"]), *(str(figures["n_gt"]) for _, figures in per))
+    for key in SHOWN:
+        name = key.replace("_", " ")
+        table.add_row(name, _number(document[key]), *(_number(figures[key]) for _, figures in per))
+    if per:
+        table.add_row("mean AP of these", _number(document.get("macro_ap")))
     missing = document["missing"]
     if missing["n"]:
         names = ", ".join(missing["images"]) + (", ..." if missing["n"] > len(missing["images"]) else "")

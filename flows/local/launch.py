@@ -93,6 +93,8 @@ def stop(workspace: Workspace, say: Say) -> bool:
     if left is not None:
         left.kill()
     sweep(state.run_id)
+    for process in _background:
+        process.poll()
     if state.is_running():
         raise ServiceError(f"process {state.supervisor.pid} does not end; end it with `kill -9 {state.supervisor.pid}`")
     say("all services have stopped")
