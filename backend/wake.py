@@ -14,21 +14,12 @@ from urllib.parse import quote
 import httpx
 
 from backend.metrics import Metrics
+from loop.adapters.label_studio_api import WEBHOOK_ACTIONS
 from loop.errors import RefusedError, UnreachableError
 
 logger = logging.getLogger(__name__)
 
-WAKING = frozenset(
-    {
-        "ANNOTATION_CREATED",
-        "ANNOTATIONS_CREATED",
-        "ANNOTATION_UPDATED",
-        "ANNOTATIONS_DELETED",
-        "TASKS_CREATED",
-        "TASKS_DELETED",
-        "START_TRAINING",
-    }
-)
+WAKING = frozenset({*WEBHOOK_ACTIONS, "START_TRAINING"})
 TIMEOUT_S = 10.0
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from xml.etree import ElementTree
 
 from loop.adapters import label_studio_hooks, label_studio_publish, label_studio_tasks
-from loop.adapters.label_studio_hooks import SECRET_HEADER
+from loop.adapters.label_studio_hooks import SECRET_HEADER, WEBHOOK_ACTIONS
 from loop.adapters.label_studio_http import Connection, StatusError, delete
 from loop.adapters.label_studio_publish import Prediction, Progress, PublishReport, TaskPrediction
 from loop.adapters.label_studio_tasks import Annotation, Task
@@ -28,6 +28,7 @@ __all__ = [
     "MOST_INFORMATIVE",
     "NOT_YET_ANNOTATED",
     "SECRET_HEADER",
+    "WEBHOOK_ACTIONS",
     "Annotation",
     "LabelStudio",
     "Prediction",

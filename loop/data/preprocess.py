@@ -1,18 +1,14 @@
-"""Arrays on their way to a network and back: intensities, padding and windows, each with its inverse."""
+"""Arrays on their way to a network and back: padding and windows, each with its inverse; percentiles of counts."""
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from loop.errors import InputError, ShapeError
-from loop.types import FloatArray, UInt8Array
-
-LOWER, UPPER = 1.0, 99.0
-REACH = 4.0
+from loop.types import FloatArray
 
 
 class Window(NamedTuple):
@@ -42,53 +38,6 @@ def percentiles_of_counts(counts: npt.NDArray[np.int64], percents: Sequence[floa
         first, second = np.searchsorted(upto, [below, min(below + 1, int(upto[-1]) - 1)], side="right")
         found.append(float(first + (second - first) * (place - below)))
     return found
-
-
-def normalise(pixels: UInt8Array, in_channels: int = 3) -> FloatArray:
-    """The image as a network wants it: each channel's 1st percentile becomes 0, its 99th becomes 1, beyond is clipped.
-
-    Few bright cells on a dark ground (or dark ones on a bright ground) can be rarer than the percentiles see. So the
-    range is widened where needed, until the channel's maximum and minimum lie at most 4 times as far out as its ends. A
-    channel of one value becomes zeros.
-
-    Args:
-        pixels: (H, W, C) uint8, C in {1, 3}.
-        in_channels: 1 or 3; a grey image is repeated for 3, a colour image averaged over its channels for 1.
-
-    Returns:
-        (in_channels, H, W) float32 in [0, 1], a new array.
-
-    Raises:
-        ShapeError: `pixels` is not (H, W, 1) or (H, W, 3), or empty.
-        InputError: `in_channels` is neither 1 nor 3.
-    """
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
-        raise ShapeError(f"the image is {pixels.shape}; expected (H, W, 1) or (H, W, 3) with at least one pixel")
-    if in_channels not in (1, 3):
-        raise InputError(f"in_channels={in_channels}; a network takes 1 or 3")
-    n = pixels.shape[2]
-    scaled = np.empty((max(n, in_channels), *pixels.shape[:2]), dtype=np.float32)
-    for c in range(n):
-        channel = np.ascontiguousarray(pixels[:, :, c])
-        cv2.LUT(channel, _table(channel), dst=scaled[c])
-    if n < in_channels:
-        scaled[1:] = scaled[0]
-    elif n > in_channels:
-        grey: FloatArray = scaled.mean(axis=0, keepdims=True, dtype=np.float32)
-        return grey
-    return scaled
-
-
-def _table(channel: UInt8Array) -> FloatArray:
-    """What each of the 256 values of a channel becomes: (256,) float32 in [0, 1]."""
-    counts = np.bincount(channel.ravel(), minlength=256)
-    lower, upper = percentiles_of_counts(counts, (LOWER, UPPER))
-    present = np.flatnonzero(counts)
-    low = min(lower, upper - (upper - float(present[0])) / REACH)
-    high = max(upper, lower + (float(present[-1]) - lower) / REACH)
-    if low == high:
-        return np.zeros(256, dtype=np.float32)
-    return np.clip((np.arange(256) - low) / (high - low), 0, 1).astype(np.float32)
 
 
 def pad_to_multiple(image: FloatArray, multiple: int) -> FloatArray:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.data.preprocess import Window, blend, normalise, pad_to_multiple, percentiles_of_counts, tiles, unpad
+from loop.data.preprocess import Window, blend, pad_to_multiple, percentiles_of_counts, tiles, unpad
 from loop.errors import InputError, ShapeError
 
 seeds = st.integers(0, 2**32 - 1)
@@ -16,78 +16,6 @@ def test_percentiles_of_counts_are_numpys(values, percent):
     counts = np.bincount(values, minlength=12)
     (got,) = percentiles_of_counts(counts, [percent])
     assert got == pytest.approx(np.percentile(values, percent), abs=1e-9)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_normalise_puts_the_percentiles_at_zero_and_one(channels):
-    pixels = np.random.default_rng(0).integers(20, 200, (30, 40, channels), dtype=np.uint8)
-    got = normalise(pixels, channels)
-    assert (got.shape, got.dtype) == ((channels, 30, 40), np.float32)
-    for c in range(channels):
-        low, high = np.percentile(pixels[:, :, c], [1, 99])
-        np.testing.assert_allclose(got[c], np.clip((pixels[:, :, c] - low) / (high - low), 0, 1), atol=1e-6)
-
-
-def test_channels_are_repeated_or_averaged():
-    rng = np.random.default_rng(1)
-    grey, colour = rng.integers(0, 256, (9, 8, 1), dtype=np.uint8), rng.integers(0, 256, (9, 8, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(normalise(grey), np.repeat(normalise(grey, 1), 3, axis=0))
-    np.testing.assert_allclose(normalise(colour, 1)[0], normalise(colour).mean(axis=0), atol=1e-6)
-    assert normalise(colour, 1).shape == (1, 9, 8)
-
-
-def test_brightness_and_contrast_do_not_matter():
-    pixels = np.random.default_rng(2).integers(0, 100, (30, 30, 1), dtype=np.uint8)
-    np.testing.assert_allclose(normalise(pixels * 2 + 30), normalise(pixels), atol=1e-6)
-
-
-def test_a_constant_image_becomes_zeros():
-    assert not normalise(np.full((40, 40, 3), 77, np.uint8)).any()
-
-
-@pytest.mark.parametrize("sign", [1, -1])
-def test_cells_rarer_than_the_percentiles_keep_their_contrast(sign):
-    pixels = np.full((40, 40, 1), 120, np.int16)
-    pixels[::2] += 4 * sign  # the ground: both percentiles are in it
-    pixels[5:7, 5:8] += 100 * sign
-    got = normalise(pixels.astype(np.uint8))[0] if sign > 0 else 1 - normalise(pixels.astype(np.uint8))[0]
-    # The range reaches a quarter of the way to the brightest pixel (224): from 120 to 146.
-    np.testing.assert_allclose(got[5:7, 5:8], 1, atol=1e-6)
-    np.testing.assert_allclose(got[::2, 20], 4 / 26, atol=1e-6)
-    np.testing.assert_allclose(got[1::2, 20], 0, atol=1e-6)
-    pixels[:] = 77
-    pixels[3, 3] += 10 * sign
-    lone = normalise(pixels.astype(np.uint8))[0]
-    assert lone[3, 3] == (1 if sign > 0 else 0)
-    assert (lone == lone[3, 3]).sum() == 1
-
-
-def test_one_hot_pixel_does_not_darken_the_rest():
-    pixels = np.random.default_rng(3).integers(20, 100, (60, 60, 1), dtype=np.uint8)
-    before = normalise(pixels)
-    pixels[0, 0] = 255
-    assert np.abs(normalise(pixels) - before)[:, 1:].max() < 0.02
-
-
-@given(seeds, st.integers(1, 30), st.integers(1, 30), st.sampled_from([1, 3]), st.sampled_from([1, 3]))
-def test_normalise_stays_in_range_and_leaves_its_input_alone(seed, height, width, channels, in_channels):
-    rng = np.random.default_rng(seed)
-    pixels = np.clip(rng.normal(rng.integers(0, 255), rng.integers(0, 90), (height, width, channels)), 0, 255)
-    pixels = pixels.astype(np.uint8)
-    before = pixels.copy()
-    got = normalise(pixels, in_channels)
-    assert (got.shape, got.dtype) == ((in_channels, height, width), np.float32)
-    assert got.min() >= 0
-    assert got.max() <= 1
-    np.testing.assert_array_equal(pixels, before)
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 2), (0, 8, 3)])
-def test_normalise_refuses_other_shapes(shape):
-    with pytest.raises(ShapeError, match="expected \\(H, W, 1\\)"):
-        normalise(np.zeros(shape, np.uint8))
-    with pytest.raises(InputError, match="in_channels=2"):
-        normalise(np.zeros((8, 8, 1), np.uint8), 2)
 
 
 @given(seeds, st.integers(1, 40), st.integers(1, 40), st.integers(1, 32), st.integers(0, 2))
