@@ -23,7 +23,7 @@ unit: setup
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not services"
 
 services: setup
-	$(BIN)/python -m pytest -q -m services
+	$(BIN)/python -m pytest -q -rs -m services
 
 check: setup
 	$(BIN)/ruff check

@@ -30,16 +30,19 @@ EDITOR = "window.Htx.annotationStore.selected"
 
 
 def find_chromium() -> str:
-    """The browser's program; the test fails with what to install where there is none."""
+    """The browser's program; where there is none the test is left out and says what to install, and in CI it fails."""
     named = os.environ.get("CELLOOP_CHROMIUM")
     for program in (named,) if named else PROGRAMS:
         found = shutil.which(program)
         if found:
             return found
-    pytest.fail(
+    text = (
         f"the browser test needs Chromium, and there is no {named or ' or '.join(PROGRAMS)}; install it "
         "(apt install chromium) or name its program in CELLOOP_CHROMIUM"
     )
+    if os.environ.get("CI"):
+        pytest.fail(text)
+    pytest.skip(text)
 
 
 class Person:
