@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Group
 from rich.table import Table
 
 from flows.cli.console import Document, emit, run
@@ -115,7 +116,7 @@ def _summary(document: Document) -> Table:
     return table
 
 
-def _metrics(document: Document) -> Table:
+def _metrics(document: Document) -> Group:
     """A column for all images and one for each modality, so that it fits a terminal of 80 columns."""
     per = sorted(document.get("per", {}).items())
     table = Table("", "all", *(name for name, _ in per))
@@ -127,10 +128,10 @@ def _metrics(document: Document) -> Table:
     if per:
         table.add_row("mean AP of these", _number(document.get("macro_ap")))
     missing = document["missing"]
-    if missing["n"]:
-        names = ", ".join(missing["images"]) + (", ..." if missing["n"] > len(missing["images"]) else "")
-        table.caption = f"{missing['n']} images of the truth have no prediction and are not measured: {names}"
-    return table
+    if not missing["n"]:
+        return Group(table)
+    names = ", ".join(missing["images"]) + (", ..." if missing["n"] > len(missing["images"]) else "")
+    return Group(table, f"{missing['n']} images of the truth have no prediction and are not measured: {names}")
 
 
 def _number(value: float | None) -> str:
