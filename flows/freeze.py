@@ -31,14 +31,14 @@ class Frozen:
     seen: frozenset[tuple[int, datetime]]
 
     @property
-    def train(self) -> list[Sample]:
+    def train(self) -> tuple[Sample, ...]:
         """The images that a model may learn from."""
-        return [s for s in self.snapshot.samples if s.image.split == "train"]
+        return self.snapshot.split("train")
 
     @property
-    def holdout(self) -> list[Sample]:
+    def holdout(self) -> tuple[Sample, ...]:
         """The images drawn at random that no model of this project ever learns from."""
-        return [s for s in self.snapshot.samples if s.image.split == "holdout"]
+        return self.snapshot.split("holdout")
 
 
 def freeze(context: LoopContext) -> Frozen:

@@ -107,11 +107,12 @@ def _show_reasons(context: LoopContext, order: Sequence[ImageRow], selections: S
     Label Studio replaces a task's data as a whole, one task a request.
     """
     reasons = {selection.image_id: selection for selection in selections}
+    interface = context.interface
     for row in order:
         selection = reasons.get(row.image_id)
         if row.task_id is None or (selection is None and row.chosen_in is None):
             continue
         rank, reason = (selection.rank, selection.reason) if selection else (None, "")
         shown = replace(row, rank=rank, reason=reason)
-        context.label_studio.set_task_data(row.task_id, task_data(context.interface, shown))
+        context.label_studio.set_task_data(row.task_id, task_data(interface, shown))
     logger.info("%d reasons written for %s", len(reasons), context.project_name)

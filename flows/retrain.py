@@ -71,8 +71,8 @@ def train_and_register(context: LoopContext, snapshot_id: str, log: Log | None =
     """
     config = context.config
     snapshot = load_snapshot(context.workspace.snapshots_dir, snapshot_id)
-    teaching = [s for s in snapshot.samples if s.image.split == "train"]
-    holdout = [s for s in snapshot.samples if s.image.split == "holdout"]
+    teaching = snapshot.split("train")
+    holdout = snapshot.split("holdout")
     if not teaching:
         raise StateError(f"snapshot {snapshot_id} has no image to learn from; label some that are not hold-out first")
     intact = [sample for sample in teaching if _is_intact(sample, snapshot_id)]
