@@ -26,7 +26,8 @@ from loop.data.folder import open_folder
 from loop.data.store import read_image
 from loop.models import SEGMENTERS
 from loop.models.blocks import initialise
-from loop.models.segmenter import Segmenter, resolve_device, uses_bf16
+from loop.models.runtime import resolve_device, uses_bf16
+from loop.models.segmenter import Segmenter
 from loop.training.checkpoint import load_checkpoint
 from loop.types import UInt8Array
 

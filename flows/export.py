@@ -12,7 +12,7 @@ import numpy as np
 
 from flows.context import LoopContext, image_ref
 from flows.folders import coco_document, write_label_image
-from flows.freeze import newest_annotations, read_annotation
+from flows.freeze import newest_annotations, read_annotation, split_nuclei
 from flows.sync import sync
 from loop.errors import InputError, LabelError
 from loop.types import BoolArray, ImageRef, Instances
@@ -35,8 +35,9 @@ class ExportReport:
 def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportReport:
     """Writes the newest annotation of every labelled image (after a sync) below `out`, whatever rounds made of it.
 
-    `coco`: coco.json, RLE masks, overlaps kept. `labels`: labels/STEM.png, 16-bit. `cellpose`: cellpose/STEM_masks.png,
-    the same under the name that Cellpose looks for. `geojson`: geojson/STEM.geojson, outlines in px with their holes
+    `coco`: coco.json, RLE masks, overlaps kept. `labels`: labels/STEM.png, 16-bit; where nuclei are labelled beside the
+    cells they go to nuclei/STEM.png. `cellpose`: cellpose/STEM_masks.png, the cells under the name that Cellpose looks
+    for. `geojson`: geojson/STEM.geojson, outlines in px with their holes
     and parts, as QuPath reads; they enclose exactly the pixels of the cells. An annotation that cannot be read is left
     out and named.
 
@@ -52,13 +53,16 @@ def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportRep
     names = context.interface.labels
     if "coco" in formats:
         (out / "coco.json").write_text(json.dumps(coco_document(found, names)), encoding="utf-8")
-    for ref, cells in found:
+    for ref, drawn in found:
+        cells, nuclei = split_nuclei(drawn, context.interface, context.config.publish.nucleus_label)
         if "labels" in formats:
             write_label_image(out / "labels", ref.image_id, cells)
+            if nuclei is not None:
+                write_label_image(out / "nuclei", ref.image_id, nuclei)
         if "cellpose" in formats:
             write_label_image(out / "cellpose", f"{ref.image_id}_masks", cells)
         if "geojson" in formats:
-            _write_geojson(out / "geojson", ref, cells, names)
+            _write_geojson(out / "geojson", ref, drawn, names)
     return ExportReport(len(found), sum(len(c) for _, c in found), str(out), left_out)
 
 

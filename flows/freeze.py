@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
+
 from flows.context import LoopContext, group_of, image_ref
 from flows.sync import load_annotation
 from loop.adapters.index import AnnotationRow, ImageRow
@@ -46,6 +48,7 @@ def freeze(context: LoopContext) -> Frozen:
 
     An image that a control draw chose is hold-out. An image that a person labelled out of turn may teach, unless a
     hold-out image is of its group. An annotation that cannot be read is left out and named; nothing else stops.
+    Regions of the label `publish.nucleus_label` are nuclei and no cells, see `split_nuclei`.
     Without any label the snapshot is empty, which is a state and no error.
 
     Raises:
@@ -55,7 +58,7 @@ def freeze(context: LoopContext) -> Frozen:
     annotations = context.index.annotations(context.project_name)
     control_groups = {group_of(row) for row in images if row.role == "control"}
     newest = newest_annotations(annotations)
-    interface = context.interface
+    interface, nucleus_label = context.interface, context.config.publish.nucleus_label
     samples: list[Sample] = []
     annotation_ids: dict[str, list[int]] = {}
     left_out: list[str] = []
@@ -74,9 +77,10 @@ def freeze(context: LoopContext) -> Frozen:
             left_out.append(f"{row.image_id}: {error}")
             continue
         suspicious += [f"{row.image_id}: {fault}" for fault in parsed.unreadable]
-        if not len(parsed.instances):
+        cells, nuclei = split_nuclei(parsed.instances, interface, nucleus_label)
+        if not len(cells):
             suspicious.append(f"{row.image_id}: annotation {annotation.annotation_id} has no cell; read as 'none here'")
-        samples.append(Sample(replace(image_ref(row), split=split), parsed.instances))
+        samples.append(Sample(replace(image_ref(row), split=split), cells, nuclei))
         annotation_ids[row.image_id] = [annotation.annotation_id]
     for line in left_out:
         logger.warning("left out of the snapshot of %s: %s", context.project_name, line)
@@ -85,8 +89,20 @@ def freeze(context: LoopContext) -> Frozen:
     return Frozen(snapshot, tuple(left_out), tuple(suspicious), seen)
 
 
+def split_nuclei(drawn: Instances, interface: Interface, nucleus_label: str) -> tuple[Instances, Instances | None]:
+    """Cells and nuclei of what a person drew; both keep their label indices.
+
+    A config without that label has no nuclei (None, which is not "no nucleus here": that is 0 of them). Nor has one
+    whose only label it is: there the nuclei are what is segmented, so they are the cells.
+    """
+    if nucleus_label not in interface.labels or len(interface.labels) == 1:
+        return drawn, None
+    are_nuclei = drawn.labels == interface.labels.index(nucleus_label)
+    return drawn.take(np.flatnonzero(~are_nuclei)), drawn.take(np.flatnonzero(are_nuclei))
+
+
 def read_annotation(annotation: AnnotationRow, row: ImageRow, interface: Interface) -> Instances:
-    """The cells that a person submitted for an image; none where the annotation is empty.
+    """The regions that a person submitted for an image, nuclei among them; none where the annotation is empty.
 
     Raises:
         LabelError: a region has a label that the config lacks, or another size than the image.

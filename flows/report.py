@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from flows.context import LoopContext, image_ref
-from flows.freeze import newest_annotations, read_annotation
+from flows.freeze import newest_annotations, read_annotation, split_nuclei
 from flows.overlay import overlay
 from loop.adapters.index import AnnotationRow, ImageRow, RoundRow
 from loop.data.predictions import PredictionStore, StoredPrediction
@@ -170,10 +170,11 @@ def _measure(
         if stored is None:
             continue
         try:
-            person = read_annotation(newest[row.image_id], row, interface)
+            drawn = read_annotation(newest[row.image_id], row, interface)
         except (LabelError, OSError) as error:
             logger.warning("%s is not measured for the report: %s", row.image_id, error)
             continue
+        person, _ = split_nuclei(drawn, interface, context.config.publish.nucleus_label)
         found.append(Measured(row, stored, person, image_ap(stored.instances, person)))
     return found
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +23,8 @@ from loop.config import LoopConfig
 from loop.data.snapshot import load_snapshot
 from loop.data.store import file_sha256, read_image
 from loop.errors import ImageError, ServiceError, StateError
-from loop.models.segmenter import Segmenter, resolve_device
+from loop.models.runtime import resolve_device
+from loop.models.segmenter import Segmenter
 from loop.training.checkpoint import save_checkpoint
 from loop.training.trainer import Trained, train
 from loop.types import Sample
@@ -44,6 +46,7 @@ def recipe_id(config: LoopConfig) -> str:
         "model": config.model.model_dump(mode="json"),
         "train": config.train.model_dump(mode="json"),
         "instances": config.instances.model_dump(mode="json"),
+        "validation": config.retrain.validation,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -82,33 +85,66 @@ def train_and_register(context: LoopContext, snapshot_id: str, log: Log | None =
             f"{teaching[0].image.path}; restore the files, or run `celloop init` with the folder where they are now"
         )
     tags = {"snapshot_id": snapshot_id, "recipe_id": recipe_id(config), "project": context.project_name}
-    device = resolve_device(config.train.device)
+    taught, kept_back = keep_back(intact, config.retrain.validation)
     params = {
         **{f"model.{k}": v for k, v in config.model.model_dump(mode="json").items()},
         **{f"train.{k}": v for k, v in config.train.model_dump(mode="json").items()},
-        "images_train": len(intact),
+        "images_train": len(taught),
+        "images_validation": len(kept_back),
         "images_left_out": len(teaching) - len(intact),
-        "cells_train": sum(len(s.instances) for s in intact),
+        "cells_train": sum(len(s.instances) for s in taught),
         "images_holdout": len(holdout),
-        "device": str(device),
+        "device": str(resolve_device(config.train.device)),
     }
+    state = context.workspace.training_dir / f"{context.project_name}-{snapshot_id}-{tags['recipe_id']}"
     with context.registry.start_run(f"train-{snapshot_id[:8]}", params=params, tags=tags) as run:
-        trained = train(intact, config.model, config.train, log=_both(run.log, log))
-        with tempfile.TemporaryDirectory() as scratch:
-            directory = Path(scratch) / "checkpoint"
-            save_checkpoint(
-                directory,
-                trained.net,
-                config.model,
-                config.instances,
-                snapshot_id=snapshot_id,
-                minutes=trained.seconds / 60,
-                steps=trained.steps,
-            )
-            version = context.registry.register(run.run_id, directory, tags=tags)
+        trained = train(
+            taught,
+            config.model,
+            config.train,
+            instances=config.instances,
+            validation=kept_back,
+            state_dir=state,
+            log=_both(run.log, log),
+        )
+        version = _register(context, run, trained, tags)
+        if state.exists():
+            shutil.rmtree(state)
         _examples(run, trained, config, holdout or intact)
-    logger.info("trained %s: %d steps in %.0f s on %s", version.label, trained.steps, trained.seconds, device)
+    logger.info("trained %s: %d steps in %.0f s", version.label, trained.steps, trained.seconds)
     return version
+
+
+def _register(context: LoopContext, run: Run, trained: Trained, tags: dict[str, str]) -> ModelVersion:
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch) / "checkpoint"
+        save_checkpoint(
+            directory,
+            trained.net,
+            context.config.model,
+            trained.instances,
+            snapshot_id=tags["snapshot_id"],
+            minutes=trained.seconds / 60,
+            steps=trained.steps,
+        )
+        return context.registry.register(run.run_id, directory, tags=tags)
+
+
+def keep_back(samples: Sequence[Sample], share: float) -> tuple[list[Sample], list[Sample]]:
+    """The images that are learnt from, and those kept back to fit thresholds on and to stop early by.
+
+    Not the hold-out: that must stay unseen by every choice, or the gate's comparison means nothing. Whole groups are
+    kept back, always the same ones (by the hash of their name), about `share` of them, and never all.
+    """
+    if share == 0:
+        return list(samples), []
+    names = {sample.image.group or sample.image.image_id for sample in samples}
+    ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    kept = set(ordered[: min(round(share * len(ordered)), len(ordered) - 1)])
+    parts: tuple[list[Sample], list[Sample]] = ([], [])
+    for sample in samples:
+        parts[(sample.image.group or sample.image.image_id) in kept].append(sample)
+    return parts
 
 
 def _is_intact(sample: Sample, snapshot_id: str) -> bool:
@@ -138,7 +174,7 @@ def _both(first: Log, second: Log | None) -> Log:
 
 def _examples(run: Run, trained: Trained, config: LoopConfig, samples: Sequence[Sample], most: int = 4) -> None:
     """Pictures for a person's eyes; the model is registered already, so one that fails costs nothing else."""
-    segmenter = Segmenter(trained.net, config.model, config.instances, device=config.train.device)
+    segmenter = Segmenter(trained.net, config.model, trained.instances, device=config.train.device)
     for sample in samples[:most]:
         image_id = sample.image.image_id
         try:

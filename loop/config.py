@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from loop.errors import ConfigError
+
+Head = Literal["interior", "nuclei", "border", "background", "overlap"]
+OverlapKind = Literal["none", "v0", "v1", "v2", "v3", "v4"]
 
 
 class _Frozen(BaseModel):
@@ -25,6 +28,24 @@ class ModelConfig(_Frozen):
     depth: int = Field(4, ge=2, le=6, description="number of times the image is halved")
     reduction: int = Field(8, ge=1, description="squeeze-and-excitation: channels are squeezed by this factor")
     dark_background: bool = Field(True, description="images with a bright background are inverted first")
+    heads: tuple[Head, ...] = Field(
+        ("interior", "border"), min_length=1, description="unet, seu_net: what is predicted"
+    )
+    decoders: Literal["shared", "decoupled"] = Field(
+        "shared", description="unet, seu_net: one decoder for all heads, or one each"
+    )
+    queries: int = Field(100, ge=4, le=1000, description="sparse_seu_net: most cells of a window")
+    levels: Literal["single", "multi"] = Field("multi", description="sparse_seu_net: where instance branches fork")
+    width: int = Field(64, ge=8, le=512, description="sparse_seu_net: channels of the mask and instance branches")
+    mask_stride: Literal[1, 2, 4] = Field(2, description="sparse_seu_net: masks are predicted this much smaller")
+    overlap: bool = Field(False, description="sparse_seu_net: an overlap head whose features feed the branches")
+    objectness: bool = Field(False, description="sparse_seu_net: cells also predict their own IoU")
+
+    @model_validator(mode="after")
+    def _heads_differ(self) -> "ModelConfig":
+        if len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"heads names one twice: {', '.join(self.heads)}; name each once")
+        return self
 
 
 class InstanceConfig(_Frozen):
@@ -38,6 +59,8 @@ class InstanceConfig(_Frozen):
     min_score: float = Field(0.8, ge=0, lt=1, description="cells of a lower mean interior probability are dropped")
     tile: int = Field(512, ge=64, description="side of a window at inference, px")
     overlap: int = Field(128, ge=0, description="how far windows overlap, px")
+    tta: Literal[1, 2, 4, 8] = Field(1, description="an image is looked at in so many flips and turns")
+    floor: float = Field(0.2, ge=0, lt=1, description="sparse_seu_net: cells of a lower score are dropped")
 
 
 class TrainConfig(_Frozen):
@@ -49,16 +72,35 @@ class TrainConfig(_Frozen):
     )
     crop: int = Field(160, ge=32, multiple_of=16, description="side of a training crop, px")
     batch: int = Field(4, ge=1, description="crops a step; small ones give more steps in the same time")
+    accumulate: int = Field(1, ge=1, description="batches whose gradients are summed for one optimiser step")
     learning_rate: float = Field(2e-3, gt=0)
     weight_decay: float = Field(1e-4, ge=0)
     warmup_steps: int = Field(30, ge=0)
     ema: float = Field(0.98, ge=0, lt=1, description="decay of the averaged weights that are kept")
-    border_weight: float = Field(2.0, gt=0, description="weight of the border head in the summed loss (thesis eq. 4.2)")
+    patience: int = Field(0, ge=0, description="ends after so many validations without a better AP; 0 = never")
+    validations: int = Field(4, ge=0, description="times that validation images, where there are any, are predicted")
+    compile: Literal["auto", "on", "off"] = Field("auto", description="torch.compile; auto = on a GPU")
+    interior_weight: float = Field(1.0, gt=0, description="of a head in the summed loss (thesis eq. 4.2)")
+    nuclei_weight: float = Field(1.0, gt=0, description="likewise")
+    border_weight: float = Field(2.0, gt=0, description="likewise")
+    background_weight: float = Field(1.0, gt=0, description="likewise")
+    overlap_weight: float = Field(1.0, gt=0, description="likewise")
+    dice: bool = Field(True, description="Dice is added to each head's cross-entropy")
+    overlap_map: OverlapKind = Field("none", description="map that says where overlaps are likely (thesis 4.3)")
+    overlap_use: Literal["target", "loss"] = Field("target", description="the map scales the target or the loss")
+    focal_alpha: float = Field(0.25, gt=0, lt=1, description="share of the positive side in the focal loss")
+    focal_gamma: float = Field(2.0, ge=0, description="how much easy pixels are left out of the focal loss")
+    class_weight: float = Field(2.0, gt=0, description="sparse_seu_net: of the class loss")
+    mask_dice_weight: float = Field(2.0, ge=0, description="sparse_seu_net: of the masks' Dice loss")
+    mask_bce_weight: float = Field(5.0, ge=0, description="sparse_seu_net: of the masks' cross-entropy")
+    objectness_weight: float = Field(1.0, ge=0, description="sparse_seu_net: of the IoU's squared error")
+    balance: float = Field(0.5, ge=0, le=1, description="rare modalities: chance = (images of its kind) ** -balance")
     scale_jitter: float = Field(1.6, ge=1, le=4, description="crops are made up to this factor larger or smaller")
     rotate: float = Field(15.0, ge=0, le=45, description="turn of a crop beyond quarter turns, degrees")
     elastic: float = Field(2.0, ge=0, le=20, description="standard deviation of the smooth displacement, px")
     intensity: float = Field(1.0, ge=0, le=2, description="strength of the changes of brightness, colour and noise")
     invert: float = Field(0.0, ge=0, le=1, description="share of crops whose intensities are inverted")
+    dropout: float = Field(0.0, ge=0, le=1, description="share of crops in which rectangles are blanked out")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
@@ -87,6 +129,7 @@ class PublishConfig(_Frozen):
     """How masks are shown in Label Studio."""
 
     labels: tuple[str, ...] = ("Cell",)
+    nucleus_label: str = Field("Nucleus", description="regions of this label, where there is one, are nuclei")
     tolerance_px: float = Field(0.5, ge=0, le=5, description="how far a polygon may leave the mask's outline")
     chunk: int = Field(500, ge=1, description="tasks a request; Label Studio recounts the project at each")
 
@@ -104,6 +147,9 @@ class RetrainConfig(_Frozen):
 
     pool: str | None = Field(
         None, description="Prefect work pool whose worker trains; none = in the process that runs the round"
+    )
+    validation: float = Field(
+        0.0, ge=0, lt=1, description="share of the teaching images kept back to fit thresholds and stop early"
     )
 
 

@@ -263,3 +263,54 @@ def _unpack_counts(text: str) -> list[int]:
             counts.append(value + counts[-2] if len(counts) > 2 else value)
             value = shift = 0
     return counts
+
+
+def to_layers(instances: Instances) -> npt.NDArray[np.uint16]:
+    """Label layers that keep overlapping cells whole: (L, H, W) uint16, i + 1 where instance i lies, 0 elsewhere.
+
+    Each cell goes into the first layer on which its pixels are free, so cells that overlap nowhere share one layer. One
+    layer of zeros where there are no cells. `from_layers` is the inverse. Costs cells x layers.
+
+    Raises:
+        LabelError: more than 65,535 cells.
+    """
+    highest = np.iinfo(np.uint16).max
+    if len(instances) > highest:
+        raise LabelError(
+            f"{instances.image_id!r} has {len(instances)} cells, 16 bits number {highest}; use COCO or cut the image up"
+        )
+    layers = [np.zeros(instances.shape, np.uint16)]
+    for number, (box, mask) in enumerate(zip(instances.boxes_xyxy.tolist(), instances.masks, strict=True), start=1):
+        x0, y0, x1, y1 = box
+        free = next((layer for layer in layers if not layer[y0:y1, x0:x1][mask].any()), None)
+        if free is None:
+            free = np.zeros(instances.shape, np.uint16)
+            layers.append(free)
+        free[y0:y1, x0:x1][mask] = number
+    return np.stack(layers)
+
+
+def from_layers(layers: npt.NDArray[np.integer], **fields: Unpack[Fields]) -> Instances:
+    """One instance for each positive value, in ascending order of the values, whichever layer it lies in.
+
+    Args:
+        layers: (L, H, W) integers >= 0, 0 = background; a value lies in one layer only.
+        **fields: what `Instances.build` takes beside boxes and masks.
+
+    Raises:
+        ShapeError: `layers` is not three-dimensional.
+        LabelError: a value lies in two layers, or is negative or no integer.
+    """
+    if layers.ndim != 3:
+        raise ShapeError(f"label layers are {layers.shape}; expected (L, H, W)")
+    found: dict[int, Crop] = {}
+    for number, layer in enumerate(layers):
+        cells = from_label_image(layer, image_id=fields.get("image_id", ""))
+        values = [int(value) for value in np.unique(layer) if value > 0]
+        for value, box, mask in zip(values, cells.boxes_xyxy.tolist(), cells.masks, strict=True):
+            if value in found:
+                raise LabelError(
+                    f"value {value} lies in two layers, the second is {number + 1}; give each cell its own"
+                )
+            found[value] = Crop((box[0], box[1], box[2], box[3]), mask)
+    return _gather((layers.shape[1], layers.shape[2]), [found[value] for value in sorted(found)], fields)

@@ -140,10 +140,11 @@ class Instances:
 
 
 class Sample(NamedTuple):
-    """One image to learn from or to be measured on: the reference and its cells."""
+    """One image to learn from or to be measured on: the reference, its cells, its nuclei where they are labelled."""
 
     image: ImageRef
     instances: Instances
+    nuclei: Instances | None = None
 
 
 @dataclass(frozen=True, eq=False)

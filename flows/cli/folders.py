@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from flows.cli.console import Document, emit, run
 from flows.cli.options import ConfigOption, JsonOption
-from flows.cli.progress import telling
+from flows.cli.progress import Teller, telling
 from loop.errors import InputError
 
 SHOWN = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "f1", "pq", "aji", "dice", "iou", "count_error")
@@ -26,6 +27,7 @@ def train(
     ] = None,
     seed: Annotated[int | None, typer.Option("--seed")] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu or cuda.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a training that was killed.")] = False,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -34,6 +36,7 @@ def train(
     def work() -> None:
         from flows.folders import train_folder
         from loop.config import load_config
+        from loop.training.distributed import is_first_process
 
         overrides = {
             "model.name": model,
@@ -43,19 +46,17 @@ def train(
             "train.device": device,
         }
         settings = load_config(config, overrides)
-        budget = round(settings.train.minutes * 60)
+        budget_s = round(60 * settings.train.minutes)
         last: dict[str, float] = {}
         with telling() as tell:
 
             def log(step: int, values: dict[str, float]) -> None:
-                last.update(steps=step, loss=values["loss"])
-                if settings.train.max_steps:
-                    tell("training (steps)", step, settings.train.max_steps)
-                else:
-                    tell("train", min(budget, round(values.get("seconds", 0.0))), budget)
+                last.update(values)
+                _tell_training(tell, step, last, budget_s, settings.train.max_steps)
 
-            done = train_folder(data, out, settings, log)
-        emit({**asdict(done), **last}, json=json, render=_summary)
+            done = train_folder(data, out, settings, log, resume=resume)
+        if is_first_process():
+            emit({**asdict(done), "loss": last.get("loss")}, json=json, render=_trained)
 
     run(work, json=json)
 
@@ -64,7 +65,7 @@ def predict(
     model: Annotated[Path, typer.Option("--model", help="Folder of a model.")],
     images: Annotated[Path, typer.Option("--images", help="Folder of images.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
-    formats: Annotated[str, typer.Option("--format", help="comma-separated: labels, coco, labelstudio")] = "labels",
+    formats: Annotated[str, typer.Option("--format", help="some of labels,layers,coco,labelstudio")] = "labels",
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -82,8 +83,9 @@ def predict(
 
 
 def evaluate(
-    pred: Annotated[Path, typer.Option("--pred", help="Folder that `predict --format labels` wrote.")],
+    pred: Annotated[Path, typer.Option("--pred", help="Folder that `predict` wrote (its layers/, else labels/).")],
     gt: Annotated[Path, typer.Option("--gt", help="Dataset folder, or folder of label images.")],
+    errors: Annotated[bool, typer.Option("--errors", help="Also what kinds of errors there are.")] = False,
     json: JsonOption = False,
 ) -> None:
     """AP, F1, PQ, AJI, Dice, IoU and count error, whole and for each modality."""
@@ -94,7 +96,7 @@ def evaluate(
         for folder in (pred, gt):
             if not folder.is_dir():
                 raise InputError(f"{folder} is no folder; give one that holds label images")
-        emit(evaluate_folders(pred, gt), json=json, render=_metrics)
+        emit(evaluate_folders(pred, gt, errors=errors), json=json, render=_metrics)
 
     run(work, json=json)
 
@@ -110,9 +112,41 @@ def _summary(document: Document) -> Table:
     table = Table(show_header=False, box=None)
     for key, value in document.items():
         if key != "problems":
-            table.add_row(key, f"{value:.4f}" if isinstance(value, float) else str(value))
+            table.add_row(key, f"{value:.4f}" if isinstance(value, float) else Text(str(value)))
     for problem in document["problems"]:
-        table.add_row("left out", str(problem))
+        table.add_row("left out", Text(str(problem)))
+    return table
+
+
+def _tell_training(tell: Teller, step: int, values: dict[str, float], budget_s: int, max_steps: int | None) -> None:
+    """Shows how far a training is and how it goes; `values` are the newest that the trainer logged."""
+    note = f"loss {values['loss']:.3f}" if "loss" in values else ""
+    if "validation_ap" in values:
+        note += f" AP {values['validation_ap']:.3f}"
+    left = values.get("seconds_left")
+    if max_steps:
+        tell("training (steps)", step, max_steps, note=note, seconds_left=left)
+    else:
+        tell("train", min(budget_s, round(values.get("seconds", 0.0))), budget_s, note=note, seconds_left=left)
+
+
+def _trained(document: Document) -> Table:
+    validation = document["validation"] or {}
+    rows = {
+        "model": document["model"],
+        "device": document["device"],
+        "images": f"{document['images']}, and {document['validation_images']} to validate",
+        "steps": document["steps"],
+        "minutes": f"{document['minutes']:.1f}",
+        "loss": _number(document["loss"]),
+        **{f"validation {key}": _number(value) for key, value in validation.items()},
+        "out": document["out"],
+    }
+    table = Table(show_header=False, box=None)
+    for name, value in rows.items():
+        table.add_row(name, Text(str(value)))
+    for problem in document["problems"]:
+        table.add_row("left out", Text(str(problem)))
     return table
 
 
@@ -127,11 +161,25 @@ def _metrics(document: Document) -> Group:
         table.add_row(name, _number(document[key]), *(_number(figures[key]) for _, figures in per))
     if per:
         table.add_row("mean AP of these", _number(document.get("macro_ap")))
+    parts: list[Table | Text] = [table]
+    if "errors" in document:
+        parts += _errors(document["errors"])
     missing = document["missing"]
-    if not missing["n"]:
-        return Group(table)
-    names = ", ".join(missing["images"]) + (", ..." if missing["n"] > len(missing["images"]) else "")
-    return Group(table, f"{missing['n']} images of the truth have no prediction and are not measured: {names}")
+    if missing["n"]:
+        names = ", ".join(missing["images"]) + (", ..." if missing["n"] > len(missing["images"]) else "")
+        parts.append(Text(f"{missing['n']} images of the truth have no prediction and are not measured: {names}"))
+    read = document["read"]
+    return Group(*parts, Text(f"compared: {read['pred']} with {read['gt']}"))
+
+
+def _errors(errors: Document) -> list[Table | Text]:
+    """What better masks, or only the best-matching cells, would give; and the counts of what went wrong."""
+    variants = {"as predicted": "as_predicted", "true masks": "with_true_masks", "best matched only": "best_matched"}
+    table = Table("", *variants)
+    for key in errors["as_predicted"]:
+        table.add_row(key.replace("_", " "), *(_number(errors[name][key]) for name in variants.values()))
+    counts = ", ".join(f"{errors[kind]} {kind}" for kind in ("missed", "invented", "merged", "split"))
+    return [table, Text(f"cells: {counts}")]
 
 
 def _number(value: float | None) -> str:

@@ -101,6 +101,11 @@ class Workspace:
         return self.root / "predictions"
 
     @property
+    def training_dir(self) -> Path:
+        """States of trainings under way, a folder each; gone when they end."""
+        return self.root / "training"
+
+    @property
     def models_dir(self) -> Path:
         """Downloaded model versions."""
         return self.root / "models"

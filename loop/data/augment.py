@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from loop.config import TrainConfig
-from loop.types import FloatArray, UInt8Array
-
-LabelImage = npt.NDArray[np.uint16]
+from loop.data.targets import LabelLayers
+from loop.types import BoolArray, FloatArray, UInt8Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +26,26 @@ class SamplingMap:
         crop: FloatArray = sampled.reshape(*self.x.shape, pixels.shape[2]).astype(np.float32) / np.float32(255)
         return crop
 
-    def labels(self, labels: LabelImage) -> LabelImage:
-        """(H, W) uint16 sampled from the nearest pixel to (S, S); mirrored beyond the image's edge."""
-        crop: LabelImage = cv2.remap(labels, self.x, self.y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
+    def map(self, values: FloatArray) -> FloatArray:
+        """(H, W) float32 sampled linearly to (S, S); mirrored beyond the image's edge."""
+        crop: FloatArray = cv2.remap(values, self.x, self.y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         return crop
+
+    def layers(self, layers: LabelLayers) -> LabelLayers:
+        """(L, H, W) uint16 sampled from the nearest pixel to (L, S, S); mirrored beyond the image's edge."""
+        border = cv2.BORDER_REFLECT_101
+        return np.stack([cv2.remap(layer, self.x, self.y, cv2.INTER_NEAREST, borderMode=border) for layer in layers])
+
+    def inside(self, shape: tuple[int, int]) -> BoolArray:
+        """(S, S) bool: whether a pixel is taken from inside an image of (H, W)."""
+        rows = (self.y >= -0.5) & (self.y < shape[0] - 0.5)
+        return np.asarray(rows & (self.x >= -0.5) & (self.x < shape[1] - 0.5), dtype=np.bool_)
+
+    def zoomed(self, factor: float) -> "SamplingMap":
+        """The map of a field that is `factor` times smaller around the same middle, so that cells appear larger."""
+        middle_x, middle_y = np.float32(self.x.mean()), np.float32(self.y.mean())
+        scale = np.float32(1 / factor)
+        return SamplingMap(middle_x + (self.x - middle_x) * scale, middle_y + (self.y - middle_y) * scale)
 
 
 def plain_map(size: int, centre_xy: tuple[float, float]) -> SamplingMap:
@@ -95,6 +109,20 @@ def random_intensity(rng: np.random.Generator, crop: FloatArray, strength: float
         noise = rng.standard_normal(out.shape[:2], dtype=np.float32)[..., None]
         out = out + noise * np.float32(rng.uniform(0.0, 0.05))
     return np.ascontiguousarray(out, dtype=np.float32)
+
+
+def blank_out(rng: np.random.Generator, crop: FloatArray) -> FloatArray:
+    """A copy of a crop (S, S, C) in which one to four rectangles take the crop's mean, so that cells must be completed.
+
+    Source: Prytula 2023, section 5.2 (coarse dropout). Each side is drawn from S / 16 to S / 5.
+    """
+    out = crop.copy()
+    size = crop.shape[0]
+    for _ in range(int(rng.integers(1, 5))):
+        height, width = rng.integers(max(size // 16, 1), max(size // 5, 2), 2)
+        top, left = rng.integers(0, size - height + 1), rng.integers(0, size - width + 1)
+        out[top : top + height, left : left + width] = crop.mean(axis=(0, 1))
+    return out
 
 
 def _shade(rng: np.random.Generator, size: int, spread: float) -> FloatArray:

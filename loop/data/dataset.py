@@ -2,35 +2,69 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
 from loop.config import ModelConfig, TrainConfig
-from loop.data.augment import LabelImage, random_intensity, random_map
+from loop.data.augment import SamplingMap, blank_out, random_intensity, random_map
 from loop.data.intensity import is_ambiguous, stretch
+from loop.data.overlap_maps import overlap_map
 from loop.data.store import read_image
+from loop.data.targets import LabelLayers, cell_masks, pixel_weights, targets, visible_cells
 from loop.errors import InputError, LabelError, ShapeError
-from loop.types import FloatArray, Instances, Sample, UInt8Array
+from loop.masks import to_layers
+from loop.types import BoolArray, FloatArray, Sample, UInt8Array
+
+ZOOM_STEP = 1.2
+ZOOM_TRIES = 24
 
 
 class Batch(NamedTuple):
-    """Crops to learn from, float32.
+    """Crops to learn from.
 
-    `image` (B, C, S, S) roughly in [0, 1]; `target` (B, 2, S, S) interior and border in {0, 1}; `weight` (B, 1, S, S)
-    how much each pixel counts, >= 0.
+    `image` (B, C, S, S) float32 roughly in [0, 1]; `target` (B, K, S, S) float32 in {0, 1}, one map a head; `weight`
+    (B, 1, S, S) float32 >= 0, how much each pixel counts; `overlap_map` (B, 1, S, S) float32 in [0, 1], or None where
+    none is used; `masks` B arrays (n, S, S) bool, the cells of each crop, and `mask_weights` B arrays (n,) float32,
+    >= 0; both empty where a network does not learn from masks.
     """
 
     image: FloatArray
     target: FloatArray
     weight: FloatArray
+    overlap_map: FloatArray | None = None
+    masks: tuple[BoolArray, ...] = ()
+    mask_weights: tuple[FloatArray, ...] = ()
+
+    def part(self, start: int, stop: int) -> "Batch":
+        """The crops from `start` to `stop`, ends exclusive."""
+        likely = None if self.overlap_map is None else self.overlap_map[start:stop]
+        return Batch(
+            self.image[start:stop],
+            self.target[start:stop],
+            self.weight[start:stop],
+            likely,
+            self.masks[start:stop],
+            self.mask_weights[start:stop],
+        )
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a network wants to be taught: its dense heads, and whether masks of single cells, at most so many a crop."""
+
+    heads: tuple[str, ...] = ("interior", "border")
+    most_cells: int | None = None
 
 
 class _Teacher(NamedTuple):
+    image_id: str
     pixels: UInt8Array
-    labels: LabelImage
+    layers: LabelLayers
+    nuclei: LabelLayers | None
+    likely: FloatArray | None
     weights: FloatArray
     centres_xy: FloatArray
     invert: float
@@ -40,116 +74,150 @@ class CropStream:
     """An endless stream of batches; batch i is a function of the seed and i alone, whoever asks for it and when.
 
     Images are drawn so that frequent modalities (or groups, where no modality is known) do not crowd out rare ones:
-    an image's chance is 1 / sqrt(images of its kind). Four crops in five are centred near a cell. Images of which it
-    is not plain whether their background is dark are inverted in half of their crops.
+    an image's chance is (images of its kind) ** -`balance`. Four crops in five are centred near a cell. Images of which
+    it is not plain whether their background is dark are inverted in half of their crops.
     """
 
-    def __init__(self, samples: Sequence[Sample], model: ModelConfig, config: TrainConfig) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], model: ModelConfig, config: TrainConfig, lesson: Lesson | None = None
+    ) -> None:
         """Reads all images.
 
         Args:
             samples: at least one; images without cells teach background.
             model: says how many channels a network takes and whether bright backgrounds are inverted.
             config: crop size, batch size, augmentation and seed.
+            lesson: what is taught; interior and border by default. A crop with more than `most_cells` cells is taken
+                larger, step by step, until it holds no more.
 
         Raises:
             InputError: no samples.
+            LabelError: a head whose labels are not there: nuclei that are not labelled in every image, or overlaps
+                where no two cells overlap.
             ImageError: an image cannot be read.
             ShapeError: the cells of an image are of another size than its pixels.
         """
         if not samples:
             raise InputError("0 labelled images given; training needs at least one")
+        self._lesson = lesson or Lesson()
+        _check_labels(samples, self._lesson.heads)
         self._config = config
-        self._teachers = [_teacher(sample, model, config) for sample in samples]
-        self._chances = _chances(samples)
+        self._teachers = [_teacher(sample, model, config, self._lesson) for sample in samples]
+        self._chances = _chances(samples, config.balance)
 
     def batch(self, index: int, size: int | None = None) -> Batch:
-        """Batch number `index` (>= 0) of `size` crops (the configured number by default)."""
-        crops = [self._crop(index, i) for i in range(size or self._config.batch)]
-        return Batch(*(np.stack(arrays) for arrays in zip(*crops, strict=True)))
+        """Batch number `index` (>= 0) of `size` crops (the configured number by default).
 
-    def _crop(self, index: int, place: int) -> tuple[FloatArray, FloatArray, FloatArray]:
-        config = self._config
+        Raises:
+            InputError: a crop holds too many cells however large it is taken; the text names the image.
+        """
+        crops = [self._crop(index, i) for i in range(size or self._config.batch)]
+        likely = [crop.overlap_map for crop in crops if crop.overlap_map is not None]
+        return Batch(
+            image=np.concatenate([crop.image for crop in crops]),
+            target=np.concatenate([crop.target for crop in crops]),
+            weight=np.concatenate([crop.weight for crop in crops]),
+            overlap_map=np.concatenate(likely) if likely else None,
+            masks=tuple(mask for crop in crops for mask in crop.masks),
+            mask_weights=tuple(weights for crop in crops for weights in crop.mask_weights),
+        )
+
+    def _crop(self, index: int, place: int) -> Batch:
+        """A batch of one crop."""
+        config, lesson = self._config, self._lesson
         rng = np.random.default_rng([config.seed, index, place])
         teacher = self._teachers[int(rng.choice(len(self._teachers), p=self._chances))]
         warp = random_map(rng, config.crop, _centre(rng, teacher, config.crop), config)
+        if lesson.most_cells is not None:
+            warp = _zoomed(warp, teacher, lesson.most_cells)
         image = random_intensity(rng, warp.image(teacher.pixels), config.intensity, teacher.invert)
-        labels = warp.labels(teacher.labels)
-        return image.transpose(2, 0, 1), targets(labels), pixel_weights(labels, teacher.weights)[None]
-
-
-def label_map(instances: Instances) -> LabelImage:
-    """(H, W) uint16, 0 = background, i-th cell = i + 1; where cells overlap the smaller one is drawn on top.
-
-    Raises:
-        LabelError: more than 65,535 cells.
-    """
-    if len(instances) > np.iinfo(np.uint16).max:
-        raise LabelError(f"{instances.image_id}: {len(instances)} cells; at most 65535 an image, so cut it into pieces")
-    labels = np.zeros(instances.shape, np.uint16)
-    areas = [int(mask.sum()) for mask in instances.masks]
-    for i in np.argsort([-a for a in areas], kind="stable"):
-        x0, y0, x1, y1 = (int(v) for v in instances.boxes_xyxy[i])
-        labels[y0:y1, x0:x1][instances.masks[i]] = i + 1
-    return labels
-
-
-def targets(labels: LabelImage) -> FloatArray:
-    """What the two heads learn: interior (the whole cell) and border, (2, H, W) float32 in {0, 1}.
-
-    The border is a band around each cell: its outermost pixels and the background pixels next to them.
-    """
-    kernel = np.ones((3, 3), np.uint8)
-    highest, lowest = cv2.dilate(labels, kernel), cv2.erode(labels, kernel)
-    return np.stack([labels > 0, highest != lowest]).astype(np.float32)
-
-
-def pixel_weights(labels: LabelImage, weights: FloatArray) -> FloatArray:
-    """How much each pixel counts, (H, W) float32: its cell's weight, 1 on the background.
-
-    Each pixel takes the lowest weight of itself and its eight neighbours, so the border of a cell of weight 0 is
-    ignored with it.
-
-    Args:
-        labels: (H, W) uint16, i + 1 = cell i.
-        weights: (N,) float32 >= 0.
-    """
-    if bool(np.all(weights == 1)):
-        return np.ones(labels.shape, np.float32)
-    table = np.concatenate([np.ones(1, np.float32), weights])
-    lowest: FloatArray = cv2.erode(table[labels], np.ones((3, 3), np.uint8))
-    return lowest
-
-
-def _teacher(sample: Sample, model: ModelConfig, config: TrainConfig) -> _Teacher:
-    stored = read_image(sample.image.path)
-    if stored.pixels.shape[:2] != sample.instances.shape:
-        raise ShapeError(
-            f"{sample.image.image_id}: the image is {stored.pixels.shape[:2]} px, its cells are drawn on "
-            f"{sample.instances.shape}; give labels of the image's size"
+        if config.dropout and rng.random() < config.dropout:
+            image = blank_out(rng, image)
+        layers = warp.layers(teacher.layers)
+        nuclei = None if teacher.nuclei is None else warp.layers(teacher.nuclei)
+        if lesson.most_cells is not None:  # a cell and its mirror image are not one cell
+            height, width = teacher.pixels.shape[:2]
+            outside = ~warp.inside((height, width))
+            image[outside] = 0
+            layers[:, outside] = 0
+        weights = pixel_weights(layers, teacher.weights)
+        return Batch(
+            image=image.transpose(2, 0, 1)[None],
+            target=targets(layers, lesson.heads, nuclei)[None],
+            weight=weights[None, None],
+            overlap_map=None if teacher.likely is None else warp.map(teacher.likely)[None, None],
+            masks=(cell_masks(layers),) if lesson.most_cells is not None else (),
+            mask_weights=(_weights_of(layers, teacher.weights),) if lesson.most_cells is not None else (),
         )
+
+
+def _weights_of(layers: LabelLayers, weights: FloatArray) -> FloatArray:
+    return weights[np.array(visible_cells(layers), np.int64) - 1]
+
+
+def _zoomed(warp: SamplingMap, teacher: _Teacher, most: int) -> SamplingMap:
+    """The map, its field made smaller around its middle until at most `most` cells are seen."""
+    for _ in range(ZOOM_TRIES):
+        if len(visible_cells(warp.layers(teacher.layers))) <= most:
+            return warp
+        warp = warp.zoomed(ZOOM_STEP)
+    raise InputError(
+        f"{teacher.image_id}: more than {most} cells lie in a crop however small its field; set model.queries higher "
+        f"(1.2 times the cells of a crop), or check whether the labels lie on top of each other"
+    )
+
+
+def _check_labels(samples: Sequence[Sample], heads: Sequence[str]) -> None:
+    if "nuclei" in heads:
+        without = [sample.image.image_id for sample in samples if sample.nuclei is None]
+        if without:
+            raise LabelError(
+                f"the head nuclei is asked for, but {len(without)} of {len(samples)} images have no labelled nuclei, "
+                f"first {without[0]}; add nuclei/STEM.png, or leave nuclei out of model.heads"
+            )
+    if "overlap" in heads and not any(len(to_layers(sample.instances)) > 1 for sample in samples):
+        raise LabelError(
+            f"the overlap head is asked for, but no two cells overlap in any of the {len(samples)} images; give labels "
+            "in which cells overlap (several layers in labels/STEM.tif), or leave the overlap head out"
+        )
+
+
+def _teacher(sample: Sample, model: ModelConfig, config: TrainConfig, lesson: Lesson) -> _Teacher:
+    stored = read_image(sample.image.path)
+    for name, cells in (("cells", sample.instances), ("nuclei", sample.nuclei)):
+        if cells is not None and stored.pixels.shape[:2] != cells.shape:
+            raise ShapeError(
+                f"{sample.image.image_id}: the image is {stored.pixels.shape[:2]} px, its {name} are drawn on "
+                f"{cells.shape}; give labels of the image's size"
+            )
     stretched = stretch(stored.pixels, model.in_channels, dark_background=model.dark_background)
     boxes = sample.instances.boxes_xyxy.astype(np.float32)
+    likely = None
+    if config.overlap_map != "none" and "overlap" in lesson.heads:
+        likely = overlap_map(config.overlap_map, sample.instances, sample.nuclei)
     return _Teacher(
+        image_id=sample.image.image_id,
         pixels=stretched,
-        labels=label_map(sample.instances),
+        layers=to_layers(sample.instances),
+        nuclei=to_layers(sample.nuclei) if sample.nuclei is not None and "nuclei" in lesson.heads else None,
+        likely=likely,
         weights=sample.instances.weights,
         centres_xy=((boxes[:, :2] + boxes[:, 2:] - 1) / 2).astype(np.float32),
         invert=0.5 if model.dark_background and is_ambiguous(stretched) else config.invert,
     )
 
 
-def _chances(samples: Sequence[Sample]) -> npt.NDArray[np.float64]:
+def _chances(samples: Sequence[Sample], balance: float) -> npt.NDArray[np.float64]:
     kinds = [s.image.modality for s in samples]
     if not any(kinds):
         kinds = [s.image.group for s in samples]
     counts = Counter(kinds)
-    chances = np.array([1 / np.sqrt(counts[kind]) if kind else 1.0 for kind in kinds], dtype=np.float64)
+    chances = np.array([counts[kind] ** -balance if kind else 1.0 for kind in kinds], dtype=np.float64)
     return np.asarray(chances / chances.sum())
 
 
 def _centre(rng: np.random.Generator, teacher: _Teacher, crop: int) -> tuple[float, float]:
-    height, width = teacher.labels.shape
+    height, width = teacher.layers.shape[1:]
     if len(teacher.centres_xy) and rng.random() < 0.8:
         x, y = teacher.centres_xy[int(rng.integers(len(teacher.centres_xy)))]
         shift = rng.uniform(-crop / 3, crop / 3, 2)

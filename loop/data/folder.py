@@ -1,25 +1,29 @@
 """A folder of images, with or without labels and a manifest, as a person has it: what can be used and what cannot.
 
 ROOT/images/STEM.png|jpg|tif|bmp     or the images in ROOT itself
-ROOT/labels/STEM.png|tif             optional: label images, 0 = background
+ROOT/labels/STEM.png|tif             optional: label images, 0 = background; a TIFF of several pages holds overlapping
+                                     cells: a value is one cell, on whichever page
+ROOT/nuclei/STEM.png|tif             optional: the nuclei of the same images, in the same form
 ROOT/manifest.csv                    optional: columns image, label, group, split, modality; others are kept
 """
 
 import csv
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from loop.data.store import SUFFIXES, describe, label_shape, read_label_image
+from loop.data.store import SUFFIXES, LayerArray, describe, label_shape, read_label_layers
 from loop.errors import InputError, LabelError, LoopError
-from loop.masks import from_label_image
-from loop.types import ImageRef, Instances
+from loop.masks import from_layers
+from loop.types import ImageRef, Instances, Sample
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 COLUMNS = ("image", "label", "group", "split", "modality")
+NUCLEI_KEY = "celloop:nuclei"
+"""Where `open_folder` notes in ImageRef.extra which file holds an image's nuclei; absent where there is none."""
 
 _TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".md", ".json", ".xml", ".yaml", ".yml", ".html", ".pdf")
 
@@ -50,17 +54,18 @@ def open_folder(path: Path, *, labels: bool = True, progress: Callable[[int, int
     """Every image of a folder, described; a file that cannot be used becomes a problem and stops nothing.
 
     An image whose label image is missing, broken or of another size is kept without label (label_path None, which is
-    not the same as a label image without cells). Folders inside the image folder are not entered. A group that the
+    not the same as a label image without cells); likewise with nuclei, whose file stands in extra[NUCLEI_KEY]. Folders
+    inside the image folder are not entered. A group that the
     manifest leaves empty is a group of its own. A group that the manifest puts into several splits is a problem, named
     once; `leaking_groups` tells which, so that nothing is learnt from them. Files are read by several threads.
 
     Args:
         path: the folder, see the module's text for its layout.
-        labels: whether to look for label images.
+        labels: whether to look for label images and nuclei.
         progress: called with the number of files looked at and their total, from this thread.
 
     Raises:
-        InputError: no such folder, a file, no usable image in it, two images or two labels with the same stem, a
+        InputError: no such folder, a file, no usable image in it, two images, labels or nuclei of the same stem, a
             manifest that cannot be read or names an image twice.
     """
     root = Path(os.path.abspath(path))
@@ -86,7 +91,10 @@ def open_folder(path: Path, *, labels: bool = True, progress: Callable[[int, int
     if not found:
         raise InputError(_nothing_usable(path, directory, problems))
     if labels:
-        found, more = _add_labels(found, by_file, root, {file.stem for file in files})
+        stems = {file.stem for file in files}
+        found, more = _add_labels(found, by_file, root, stems)
+        problems += more
+        found, more = _add_nuclei(found, root / "nuclei", stems)
         problems += more
     return Folder(tuple(sorted(found, key=lambda ref: ref.image_id)), tuple(sorted(problems)))
 
@@ -103,21 +111,43 @@ def leaking_groups(images: Iterable[ImageRef]) -> dict[str, set[str]]:
 def read_labels(ref: ImageRef) -> Instances:
     """The cells of an image's label image, source "human"; a label image of zeros gives none.
 
+    Cells of different pages of a TIFF may overlap.
+
     Raises:
         LabelError: the image has no label image, or one of another size or kind.
         ImageError: the label image cannot be read.
     """
     if ref.label_path is None:
         raise LabelError(f"{ref.path} has no label image; put labels/{ref.image_id}.png beside images/")
-    values = read_label_image(ref.label_path)
-    if values.shape != (ref.height, ref.width):
-        raise LabelError(_sizes(ref, values.shape))
-    return from_label_image(values, image_id=ref.image_id, source="human")
+    return _read(ref, ref.label_path)
 
 
-def _sizes(ref: ImageRef, shape: tuple[int, ...]) -> str:
+def read_nuclei(ref: ImageRef) -> Instances | None:
+    """The nuclei of an image, source "human"; None where `open_folder` found no file of them, which is not "none here".
+
+    Raises:
+        LabelError: the file is of another size or kind.
+        ImageError: the file cannot be read.
+    """
+    path = ref.extra.get(NUCLEI_KEY)
+    return None if path is None else _read(ref, Path(path))
+
+
+def read_sample(ref: ImageRef) -> Sample:
+    """An image with its cells, and its nuclei where they are labelled; errors as `read_labels` and `read_nuclei`."""
+    return Sample(ref, read_labels(ref), read_nuclei(ref))
+
+
+def _read(ref: ImageRef, path: Path) -> Instances:
+    layers: LayerArray = read_label_layers(path)
+    if layers.shape[1:] != (ref.height, ref.width):
+        raise LabelError(_sizes(ref, path, layers.shape[1:]))
+    return from_layers(layers, image_id=ref.image_id)
+
+
+def _sizes(ref: ImageRef, path: Path, shape: tuple[int, ...]) -> str:
     return (
-        f"the label image {ref.label_path} is {shape[0]} x {shape[1]} px, its image {ref.path.name} "
+        f"the label image {path} is {shape[0]} x {shape[1]} px, its image {ref.path.name} "
         f"{ref.height} x {ref.width} (height x width, upright); draw it on the image as it is"
     )
 
@@ -216,10 +246,7 @@ def _add_labels(
     images: list[ImageRef], by_file: Mapping[Path, _Row], root: Path, stems: set[str]
 ) -> tuple[list[ImageRef], list[Problem]]:
     """The images with their label_path, where there is a sound label image of the same size."""
-    directory = root / "labels"
-    entries = sorted(directory.iterdir()) if directory.is_dir() else []
-    files = [e for e in entries if e.suffix.lower() in LABEL_SUFFIXES and not e.name.startswith(".")]
-    by_stem, problems = _by_stem(files, "label images"), []
+    by_stem, problems = _label_files(root / "labels", "label images"), []
     named: dict[str, Path] = {}
     for file, row in by_file.items():
         if not row.label:
@@ -234,25 +261,51 @@ def _add_labels(
     for stem in sorted(used.keys() - stems):
         if used[stem] not in taken:
             problems.append(Problem(used[stem], "a label with no image of that name; add the image or remove it"))
+    paths = [used.get(ref.image_id) for ref in images]
+    faults = _faults(images, paths)
+    problems += [
+        Problem(p, f"{f}; the image is kept without label") for p, f in zip(paths, faults, strict=True) if p and f
+    ]
+    return [replace(r, label_path=None if f else p) for r, p, f in zip(images, paths, faults, strict=True)], problems
+
+
+def _add_nuclei(images: list[ImageRef], directory: Path, stems: set[str]) -> tuple[list[ImageRef], list[Problem]]:
+    """The images with their file of nuclei in `extra`, where there is a sound one of the same size."""
+    files = _label_files(directory, "nuclei")
+    problems = [
+        Problem(files[stem], "nuclei with no image of that name; add the image or remove them")
+        for stem in sorted(files.keys() - stems)
+    ]
+    paths = [files.get(ref.image_id) for ref in images]
     results = []
-    with ThreadPoolExecutor() as pool:
-        candidates = [replace(ref, label_path=used.get(ref.image_id)) for ref in images]
-        for ref, fault in zip(candidates, pool.map(_label_fault, candidates), strict=True):
-            if fault:
-                problems.append(Problem(ref.label_path or ref.path, f"{fault}; the image is kept without label"))
-            results.append(replace(ref, label_path=None) if fault else ref)
+    for ref, path, fault in zip(images, paths, _faults(images, paths), strict=True):
+        if path and fault:
+            problems.append(Problem(path, f"{fault}; the image is kept without nuclei"))
+        elif path:
+            ref = replace(ref, extra={**ref.extra, NUCLEI_KEY: str(path)})
+        results.append(ref)
     return results, problems
 
 
-def _label_fault(ref: ImageRef) -> str:
-    """Why a label image cannot be used with its image, "" where it can or where there is none."""
-    if ref.label_path is None:
-        return ""
-    try:
-        shape = label_shape(ref.label_path)
-    except LoopError as error:
-        return str(error)
-    return _sizes(ref, shape) if shape != (ref.height, ref.width) else ""
+def _label_files(directory: Path, what: str) -> dict[str, Path]:
+    entries = sorted(directory.iterdir()) if directory.is_dir() else []
+    return _by_stem([e for e in entries if e.suffix.lower() in LABEL_SUFFIXES and not e.name.startswith(".")], what)
+
+
+def _faults(images: Sequence[ImageRef], paths: Sequence[Path | None]) -> list[str]:
+    """Why each label file cannot be used with its image, "" where it can or where there is none."""
+
+    def one(ref: ImageRef, path: Path | None) -> str:
+        if path is None:
+            return ""
+        try:
+            shape = label_shape(path)
+        except LoopError as error:
+            return str(error)
+        return _sizes(ref, path, shape) if shape != (ref.height, ref.width) else ""
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(one, images, paths))
 
 
 def _nothing_usable(path: Path, directory: Path, problems: list[Problem]) -> str:

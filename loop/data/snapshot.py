@@ -36,8 +36,9 @@ class Snapshot:
 
     Attributes:
         id: the first 16 hex digits of the SHA-256 of the content: project, and of each image its id, hash, split,
-            group, modality, annotation ids and cells (masks, labels, weights, scores, source, model version). Where
-            files lie, the manifest's extra columns, the order of the images and the time do not count.
+            group, modality, annotation ids, cells and, where they are labelled, nuclei (masks, labels, weights, scores,
+            source, model version). Where files lie, the manifest's extra columns, the order of the images and the time
+            do not count.
         samples: by image_id; ImageRef.split is "train" or "holdout", ImageRef.path absolute.
         annotation_ids: image_id -> ids of the annotations that its cells come from, ascending; none for pseudo-labels.
         project: its name.
@@ -76,7 +77,8 @@ def write_snapshot(
 
     Args:
         root: the folder of all snapshots; it is made.
-        samples: in any order, each image once; ImageRef.split "train" or "holdout". Cells without a pixel are dropped.
+        samples: in any order, each image once; ImageRef.split "train" or "holdout". Cells and nuclei without a
+            pixel are dropped.
         annotation_ids: image_id -> annotation ids; images left out have none.
         project: its name.
 
@@ -85,7 +87,7 @@ def write_snapshot(
 
     Raises:
         InputError: an image twice, another split, a group in both splits, or ids of an image that is not there.
-        ShapeError: cells of another size than their image.
+        ShapeError: cells or nuclei of another size than their image.
         NonFiniteError: a score or weight is NaN or infinite.
         StateError: the disk refuses.
     """
@@ -129,15 +131,19 @@ def load_snapshot(root: Path, snapshot_id: str) -> Snapshot:
 
 
 def _tidy(sample: Sample) -> Sample:
-    image, cells = sample
+    place = Path(os.path.abspath(sample.image.path))
+    nuclei = None if sample.nuclei is None else _with_pixels(sample.nuclei)
+    return Sample(replace(sample.image, path=place), _with_pixels(sample.instances), nuclei)
+
+
+def _with_pixels(cells: Instances) -> Instances:
     seen = np.flatnonzero(areas(cells))
-    place = Path(os.path.abspath(image.path))
-    return Sample(replace(image, path=place), cells if len(seen) == len(cells) else cells.take(seen))
+    return cells if len(seen) == len(cells) else cells.take(seen)
 
 
 def _check(samples: Sequence[Sample], annotation_ids: Mapping[str, Sequence[int]]) -> None:
     splits, seen = dict[str, str](), set[str]()
-    for image, cells in samples:
+    for image, cells, nuclei in samples:
         if image.image_id in seen:
             raise InputError(f"image {image.image_id} is given twice; a snapshot holds each image once")
         seen.add(image.image_id)
@@ -148,45 +154,62 @@ def _check(samples: Sequence[Sample], annotation_ids: Mapping[str, Sequence[int]
                 f"group {image.group!r} is in both splits (image {image.image_id} in {image.split!r}); a slide, well "
                 "or patient belongs to one of them"
             )
-        if cells.shape != (image.height, image.width):
-            raise ShapeError(
-                f"the cells of {image.image_id} lie in {cells.shape}, the image is {(image.height, image.width)} "
-                "(H, W); give cells in the pixels of the upright image"
-            )
-        if not (np.isfinite(cells.scores).all() and np.isfinite(cells.weights).all()):
-            raise NonFiniteError(f"a score or weight of a cell of image {image.image_id!r} is no number")
+        _check_drawn(image, cells, "cells")
+        if nuclei is not None:
+            _check_drawn(image, nuclei, "nuclei")
     strange = sorted(annotation_ids.keys() - seen)
     if strange:
         raise InputError(f"annotation ids are given for {strange[:5]}, which are not among the samples; leave them out")
 
 
+def _check_drawn(image: ImageRef, drawn: Instances, what: str) -> None:
+    if drawn.shape != (image.height, image.width):
+        raise ShapeError(
+            f"the {what} of {image.image_id} lie in {drawn.shape}, the image is {(image.height, image.width)} (H, W); "
+            "give them in the pixels of the upright image"
+        )
+    if not (np.isfinite(drawn.scores).all() and np.isfinite(drawn.weights).all()):
+        raise NonFiniteError(f"a score or weight of the {what} of image {image.image_id!r} is no number")
+
+
 def _to_record(sample: Sample, annotations: Sequence[int]) -> dict[str, Any]:
-    image, cells = sample
+    image, cells, nuclei = sample
     fields = asdict(image)
     fields["path"] = str(image.path)
     fields["label_path"] = None if image.label_path is None else str(image.label_path)
-    return {
+    record = {
         "image": fields,
         "annotations": [int(number) for number in annotations],
-        "cells": {
-            "counts": [rle["counts"] for rle in to_coco_rle(cells)],
-            "scores": cells.scores.tolist(),
-            "labels": cells.labels.tolist(),
-            "weights": cells.weights.tolist(),
-            "source": cells.source,
-            "model_version": cells.model_version,
-        },
+        "cells": _to_columns(cells),
+    }
+    # Without nuclei the key is left out, so that such snapshots keep the ids they had before there were any.
+    return record if nuclei is None else {**record, "nuclei": _to_columns(nuclei)}
+
+
+def _to_columns(cells: Instances) -> dict[str, Any]:
+    return {
+        "counts": [rle["counts"] for rle in to_coco_rle(cells)],
+        "scores": cells.scores.tolist(),
+        "labels": cells.labels.tolist(),
+        "weights": cells.weights.tolist(),
+        "source": cells.source,
+        "model_version": cells.model_version,
     }
 
 
 def _from_record(record: dict[str, Any]) -> Sample:
-    fields, cells = record["image"], dict(record["cells"])
+    fields = record["image"]
     label = fields["label_path"]
     image = ImageRef(**{**fields, "path": Path(fields["path"]), "label_path": None if label is None else Path(label)})
+    nuclei = _from_columns(record["nuclei"], image) if "nuclei" in record else None
+    return Sample(image, _from_columns(record["cells"], image), nuclei)
+
+
+def _from_columns(columns: dict[str, Any], image: ImageRef) -> Instances:
     shape = (image.height, image.width)
-    rles: list[CocoRle] = [{"size": list(shape), "counts": counts} for counts in cells.pop("counts")]
-    instances: Instances = from_coco_rle(rles, shape, image_id=image.image_id, **cells)
-    return Sample(image, instances)
+    rest = {key: value for key, value in columns.items() if key != "counts"}
+    rles: list[CocoRle] = [{"size": list(shape), "counts": counts} for counts in columns["counts"]]
+    return from_coco_rle(rles, shape, image_id=image.image_id, **rest)
 
 
 def _identify(project: str, records: Sequence[dict[str, Any]]) -> str:

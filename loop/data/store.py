@@ -6,6 +6,7 @@ loop/data/decode.py. Originals are only ever read; what is written appears whole
 
 import hashlib
 import os
+import struct
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,15 +16,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import tifffile
 from PIL import Image, PngImagePlugin
 
 from loop.data.decode import MAX_BYTES, Kind, decode, kind_of, probe_png, to_uint8
 from loop.errors import ImageError, LabelError, LoopError, ShapeError
 from loop.types import ImageRef, IntArray, UInt8Array
 
+LayerArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 _SOURCE_KEY = "celloop-source"
+_ORIENTATION = 0x0112
 EYES_PCT, DIM, BRIGHT = 99.8, 128.0, 220.0
 """An image whose 99.8th percentile lies below 128 is shown with that percentile at 220."""
 
@@ -148,19 +153,7 @@ def write_png(pixels: npt.NDArray[Any], target: Path, *, info: PngImagePlugin.Pn
         raise ShapeError(f"a PNG of {pixels.shape} {pixels.dtype}; expected uint8 (H, W[, 1 or 3]) or uint16 (H, W)")
     buffer = BytesIO()
     Image.fromarray(np.ascontiguousarray(flat)).save(buffer, "PNG", compress_level=1, pnginfo=info)
-    scratch: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
-        scratch = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(buffer.getbuffer())
-        scratch.chmod(0o644)
-        scratch.replace(target)
-    except OSError as error:
-        if scratch is not None:
-            scratch.unlink(missing_ok=True)
-        raise ImageError(f"{target} cannot be written: {error.strerror}; check the disk's space and rights") from error
+    _write_whole(target, buffer)
 
 
 def read_label_image(path: Path) -> IntArray:
@@ -175,31 +168,43 @@ def read_label_image(path: Path) -> IntArray:
     """
     data = _load(path)
     with _naming(path):
-        kind = kind_of(data)
-        if kind == "jpeg":
-            raise LabelError("a JPEG changes label numbers; give a PNG or TIFF label image")
-        raw = decode(data, kind, as_labels=True)
-        if raw.ndim != 2 or raw.dtype.kind not in "buif":
-            raise LabelError(f"it is {raw.shape} {raw.dtype}; expected one plane of whole numbers, 0 = background")
-        with np.errstate(invalid="ignore"):
-            labels = raw.astype(np.int32)
-        if not np.array_equal(labels, raw) or labels.min() < 0:
-            raise LabelError("it holds negative numbers, fractions or numbers from 2**31 on; expected 0, 1, 2, ...")
-    return labels
+        return _one_plane(data)
+
+
+def read_label_layers(path: Path) -> LayerArray:
+    """The layers of a label file, (L, H, W), 0 = background: one for each page of a TIFF, else one.
+
+    A value is one cell, on whichever page it lies; cells of different pages may overlap. A file of one page is read as
+    `read_label_image` reads it. Reduced copies of a page (previews) are no layers.
+
+    Returns:
+        uint16, or uint32 where a value lies above 65535; L >= 1.
+
+    Raises:
+        LabelError: as `read_label_image`; pages of different sizes, of colour or with an orientation; a value that
+            lies on two pages.
+        ImageError: the file cannot be read, or some of its pages are missing.
+    """
+    data = _load(path)
+    with _naming(path):
+        pages = _tiff_pages(data) if kind_of(data) == "tiff" else []
+        layers = np.stack(pages) if len(pages) > 1 else _one_plane(data)[None]
+        _check_values(layers)
+    return layers.astype(np.uint16) if layers.max() <= 65535 else layers.astype(np.uint32)
 
 
 def label_shape(path: Path) -> tuple[int, int]:
-    """(H, W) of a label image; a grey PNG is checked by its header and checksums, every other file by decoding it.
+    """(H, W) of a label file; a grey PNG is checked by its header and checksums, every other file by decoding it.
 
     Raises:
-        LabelError, ImageError: as `read_label_image`; what the numbers of a grey PNG are is not looked at.
+        LabelError, ImageError: as `read_label_layers`; what the numbers of a grey PNG are is not looked at.
     """
     data = _load(path)
     with _naming(path):
         quick = probe_png(data, bits=16) if kind_of(data) == "png" else None
     if quick is not None and quick[2] == 1:
         return quick[:2]
-    height, width = read_label_image(path).shape
+    _, height, width = read_label_layers(path).shape
     return height, width
 
 
@@ -219,6 +224,28 @@ def write_label_image(labels: IntArray, target_png: Path) -> None:
     write_png(labels.astype(np.uint16), target_png)
 
 
+def write_label_layers(layers: npt.NDArray[np.integer], target_tif: Path) -> None:
+    """Writes layers as a TIFF with one compressed page each, 16-bit or, for values above 65535, 32-bit; whole or not.
+
+    Args:
+        layers: (L, H, W) whole numbers in 0 .. 2**31 - 1, L, H, W >= 1; a value lies on one page only.
+        target_tif: the file; its folder is made.
+
+    Raises:
+        LabelError: another shape, a value out of the range, or one that lies on two pages.
+        ImageError: the file cannot be written.
+    """
+    with _naming(target_tif):
+        if layers.ndim != 3 or not layers.size or layers.min() < 0 or layers.max() >= 2**31:
+            raise LabelError(f"layers of shape {layers.shape}; expected (L, H, W) with values from 0 to 2**31 - 1")
+        _check_values(layers)
+    buffer, dtype = BytesIO(), np.uint16 if layers.max() <= 65535 else np.uint32
+    with tifffile.TiffWriter(buffer) as file:
+        for page in layers.astype(dtype):
+            file.write(page, photometric="minisblack", compression="zlib", metadata=None)
+    _write_whole(target_tif, buffer)
+
+
 def _decode(data: bytes, kind: Kind) -> StoredImage:
     pixels, low, high = to_uint8(decode(data, kind))
     if pixels.ndim == 2:
@@ -226,6 +253,97 @@ def _decode(data: bytes, kind: Kind) -> StoredImage:
     elif pixels.shape[2] == 2:
         pixels = np.pad(pixels, [(0, 0), (0, 0), (0, 1)])
     return StoredImage(np.ascontiguousarray(pixels), low, high)
+
+
+def _one_plane(data: bytes) -> IntArray:
+    kind = kind_of(data)
+    if kind == "jpeg":
+        raise LabelError("a JPEG changes label numbers; give a PNG or TIFF label image")
+    return _whole_numbers(decode(data, kind, as_labels=True))
+
+
+def _whole_numbers(raw: npt.NDArray[Any]) -> IntArray:
+    """One plane of labels as int32; LabelError where it is anything else."""
+    if raw.ndim != 2 or raw.dtype.kind not in "buif":
+        raise LabelError(f"it is {raw.shape} {raw.dtype}; expected one plane of whole numbers, 0 = background")
+    with np.errstate(invalid="ignore"):
+        labels = raw.astype(np.int32)
+    if not np.array_equal(labels, raw) or labels.min() < 0:
+        raise LabelError("it holds negative numbers, fractions or numbers from 2**31 on; expected 0, 1, 2, ...")
+    return labels
+
+
+def _tiff_pages(data: bytes) -> list[IntArray]:
+    """The pages of a TIFF of labels; [] where there is one only, which `read_label_image` reads."""
+    _check_chain(data)
+    with tifffile.TiffFile(BytesIO(data)) as file:
+        pages = [page for page in file.pages if not page.is_reduced]
+        if len(pages) < 2:
+            return []
+        shapes = list(dict.fromkeys(page.shape for page in pages))
+        colour = next((shape for shape in shapes if len(shape) != 2), None)
+        if colour is not None:
+            raise LabelError(f"a page is {colour}, as colours are; expected label pages (H, W), 0 = background")
+        if len(shapes) > 1:
+            sizes = ", ".join(f"{height} x {width}" for height, width in shapes)
+            raise LabelError(f"its pages differ in size ({sizes} px); each layer must have the image's size")
+        if len(pages) * int(np.prod(shapes[0])) * 4 > MAX_BYTES:
+            raise LabelError(f"{len(pages)} pages of {shapes[0]} px are too large; cut the image up")
+        for page in pages:
+            end = max(start + size for start, size in zip(page.dataoffsets, page.databytecounts, strict=True))
+            if end > len(data):
+                raise ImageError(
+                    f"a page reaches to byte {end}, the file ends at {len(data)}: truncated; copy it again"
+                )
+            if (tag := page.tags.get(_ORIENTATION)) is not None and int(tag.value) != 1:
+                raise LabelError("a page has an orientation; write the layers upright, without that tag")
+        return [_whole_numbers(np.asarray(page.asarray())) for page in pages]
+
+
+def _check_chain(data: bytes) -> None:
+    """ImageError where the list of a TIFF's pages leads out of the file; tifffile would only read fewer pages."""
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    offset_format, count_format, entry = ("Q", "Q", 20) if big else ("I", "H", 12)
+    place, seen = 8 if big else 4, set[int]()
+    try:
+        while (offset := struct.unpack_from(order + offset_format, data, place)[0]) and offset not in seen:
+            seen.add(offset)
+            (count,) = struct.unpack_from(order + count_format, data, offset)
+            place = offset + struct.calcsize(order + count_format) + count * entry
+    except struct.error as error:
+        raise ImageError(
+            f"page {len(seen)} lies behind the file's end at byte {len(data)}: truncated; copy it again"
+        ) from error
+
+
+def _check_values(layers: npt.NDArray[np.integer]) -> None:
+    """LabelError where a value other than 0 lies on two pages."""
+    if len(layers) < 2:
+        return
+    found = [np.unique(layer) for layer in layers]
+    values, pages = np.unique(np.concatenate([values[values > 0] for values in found]), return_counts=True)
+    shared = values[pages > 1]
+    if len(shared):
+        some = ", ".join(str(value) for value in shared[:5]) + (", ..." if len(shared) > 5 else "")
+        raise LabelError(f"value {some} lies on more than one page; a value is one cell, on one page: renumber it")
+
+
+def _write_whole(target: Path, content: BytesIO) -> None:
+    """Makes a file appear with all of its content, or not at all."""
+    scratch: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=target.parent)
+        scratch = Path(name)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.getbuffer())
+        scratch.chmod(0o644)
+        scratch.replace(target)
+    except OSError as error:
+        if scratch is not None:
+            scratch.unlink(missing_ok=True)
+        raise ImageError(f"{target} cannot be written: {error.strerror}; check the disk's space and rights") from error
 
 
 def _load(path: Path) -> bytes:

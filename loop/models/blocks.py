@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from loop.errors import ShapeError
+
 
 class SqueezeExcite(nn.Module):
     """Scales each channel by a number in (0, 1) that the global averages of all channels decide.
@@ -25,7 +27,7 @@ class SqueezeExcite(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """`n_convs` times (3x3 convolution, group normalisation, ReLU), then squeeze-and-excitation.
+    """`n_convs` times (3x3 convolution, group normalisation, ReLU), then squeeze-and-excitation (`reduction` 0: none).
 
     Group normalisation with one group: batch statistics over few, mixed images made training collapse, and one
     group is the fastest of its kind on a CPU.
@@ -41,12 +43,63 @@ class ConvBlock(nn.Module):
                 nn.ReLU(inplace=True),
             ]
         self.convs = nn.Sequential(*layers)
-        self.excite = SqueezeExcite(out_channels, reduction)
+        self.excite = SqueezeExcite(out_channels, reduction) if reduction else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H, W)."""
         y: Tensor = self.excite(self.convs(x))
         return y
+
+
+class Encoder(nn.Module):
+    """The way down: a block at full resolution, then `depth` times halved and doubled in channels."""
+
+    def __init__(self, in_channels: int, widths: list[int], reduction: int) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.stride = 2 ** (len(widths) - 1)
+        self.blocks = nn.ModuleList(
+            ConvBlock(below, width, reduction) for below, width in zip([in_channels, *widths[:-1]], widths, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Features from the finest level, (B, widths[0], H, W), to the coarsest, (B, widths[-1], H/stride, W/stride).
+
+        Args:
+            x: (B, in_channels, H, W) float32 in [0, 1]; H and W are multiples of `stride`.
+
+        Raises:
+            ShapeError: another number of channels, or H or W is not a multiple of `stride`.
+        """
+        if x.ndim != 4 or x.shape[1] != self.in_channels:
+            raise ShapeError(f"input is {tuple(x.shape)}; expected (B, {self.in_channels}, H, W)")
+        height, width = x.shape[2:]
+        if height % self.stride or width % self.stride or not height or not width:
+            padded = tuple(max(self.stride, side + -side % self.stride) for side in (height, width))
+            raise ShapeError(f"input of {height} x {width} px; expected multiples of {self.stride}: pad to {padded}")
+        features = []
+        for level, block in enumerate(self.blocks):
+            x = block(functional.max_pool2d(x, 2) if level else x * 2 - 1)
+            features.append(x)
+        return features
+
+
+class Decoder(nn.Module):
+    """The way up: doubled in size, joined with the features of the same level on the way down, through a block."""
+
+    def __init__(self, widths: list[int], reduction: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ConvBlock(widths[level] + widths[level + 1], widths[level], reduction)
+            for level in reversed(range(len(widths) - 1))
+        )
+
+    def forward(self, features: list[Tensor]) -> Tensor:
+        """(B, widths[0], H, W) from what an `Encoder` gives."""
+        x = features[-1]
+        for block, skip in zip(self.blocks, reversed(features[:-1]), strict=True):
+            x = block(torch.cat([skip, functional.interpolate(x, scale_factor=2.0, mode="nearest")], dim=1))
+        return x
 
 
 def initialise(net: nn.Module, generator: torch.Generator) -> None:

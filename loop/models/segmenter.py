@@ -1,8 +1,7 @@
 """Pixels in, cells out: a network with its settings, on the device and in the precision at hand."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -11,9 +10,13 @@ from torch import Tensor, nn
 
 from loop.config import InstanceConfig, ModelConfig
 from loop.data.intensity import stretch
-from loop.data.preprocess import Window, blend, pad_to_multiple, tiles, unpad
-from loop.errors import ConfigError, NonFiniteError
-from loop.models.watershed import instances_from_maps
+from loop.data.preprocess import pad_to_multiple
+from loop.errors import NonFiniteError
+from loop.models.dense import head_maps, instances_from_heads, interior_and_border
+from loop.models.queries import confidences_of
+from loop.models.runtime import autocast, resolve_device, to_input
+from loop.models.sparse import QueryBatch, border_of, look
+from loop.models.sparse_seu_net import SparseSEUNet
 from loop.types import FloatArray, Instances, UInt8Array
 from loop.uncertainty.aggregate import mean_over_cells
 from loop.uncertainty.entropy import binary_entropy
@@ -38,6 +41,20 @@ class Prediction:
     embedding: FloatArray
 
 
+class Sighting(NamedTuple):
+    """What a network sees in an image.
+
+    Attributes:
+        interior: (H, W) float32, how likely each pixel is inside a cell.
+        maps: (K, H, W) float32, the probabilities of its heads; K may be 0 for a sparse network.
+        instances: the cells that a sparse network found; None where they have yet to be found in the maps.
+    """
+
+    interior: FloatArray
+    maps: FloatArray
+    instances: Instances | None
+
+
 class Segmenter:
     """A trained network ready to predict.
 
@@ -58,8 +75,8 @@ class Segmenter:
         """Takes the network as it is.
 
         Args:
-            net: one of loop.models.SEGMENTERS: images (B, C, H, W) float32 in [0, 1] to logits (B, 2, H, W), with
-                `stride` (H and W must be multiples of it) and `embed`.
+            net: one of loop.models.SEGMENTERS: images (B, C, H, W) float32 in [0, 1] to logits (B, K, H, W) of its K
+                `heads`, or to a `SparseOutput`; with `stride` (H and W must be multiples of it) and `embed`.
             model_config: what it was built from.
             instance_config: thresholds and window size.
             device: "auto" (a GPU where there is one), "cpu" or "cuda".
@@ -76,6 +93,18 @@ class Segmenter:
         self._precision = precision
         self._net = net.to(device=self.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self._stride = int(getattr(net, "stride", 1))
+        self._at_once = WINDOWS_A_PASS if self.device.type == "cuda" else 1
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The names of the maps that the network gives beside cells."""
+        heads: tuple[str, ...] = self._net.heads
+        return heads
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the network gives masks of single cells rather than maps to find cells in."""
+        return isinstance(self._net, SparseSEUNet)
 
     def predict(self, pixels: UInt8Array, *, image_id: str = "") -> Prediction:
         """Cells, uncertainty and embedding of an image of any size from 1 x 1 px.
@@ -89,21 +118,36 @@ class Segmenter:
             NonFiniteError: the network gives NaN or infinity; the text names the image.
         """
         stretched = self._stretch(pixels)
-        probs = self._maps(stretched)
-        instances = instances_from_maps(
-            probs, self.instance_config, image_id=image_id, model_version=self.model_version
-        )
-        uncertainty = mean_over_cells(binary_entropy(probs[0]), instances)
+        sighting = self._look(stretched, image_id)
+        instances = self.cells(sighting, image_id=image_id)
+        uncertainty = mean_over_cells(binary_entropy(sighting.interior), instances)
         embedding = self._embed(stretched)
         if not np.isfinite(embedding).all():
             raise NonFiniteError(f"the embedding of image {image_id!r} holds NaN or infinity; train the model again")
         return Prediction(instances, uncertainty, embedding)
 
+    def look(self, pixels: UInt8Array, *, image_id: str = "") -> Sighting:
+        """What the network sees in an image, before thresholds make cells of it; arguments and errors as `predict`."""
+        return self._look(self._stretch(pixels), image_id)
+
+    def cells(self, sighting: Sighting, config: InstanceConfig | None = None, *, image_id: str = "") -> Instances:
+        """The cells of a sighting with these thresholds, or with the segmenter's own.
+
+        Of a sparse network's cells only those of a score of `floor` or more are left; a `floor` below the one that was
+        looked with brings none back.
+        """
+        chosen = config or self.instance_config
+        if sighting.instances is None:
+            return instances_from_heads(
+                sighting.maps, self.heads, chosen, image_id=image_id, model_version=self.model_version
+            )
+        return sighting.instances.take(np.flatnonzero(sighting.instances.scores >= chosen.floor))
+
     def maps(self, pixels: UInt8Array) -> FloatArray:
         """Interior and border probabilities: (2, H, W) float32 in [0, 1]; NaN where the network gives NaN.
 
         Large images are cut into overlapping windows, whose maps are blended. Memory grows with the image by about
-        20 bytes a pixel.
+        20 bytes a pixel. A sparse network's border is the outline of the cells that it found.
 
         Args:
             pixels: (H, W, C) uint8, C in {1, 3}.
@@ -111,28 +155,58 @@ class Segmenter:
         Raises:
             ShapeError: `pixels` is not (H, W, 1) or (H, W, 3).
         """
-        return self._maps(self._stretch(pixels))
+        sighting = self._see(self._stretch(pixels), "")
+        if sighting.instances is None:
+            return interior_and_border(sighting.maps, self.heads)
+        return np.stack([sighting.interior, border_of(sighting.instances)])
+
+    def head_maps(self, pixels: UInt8Array) -> dict[str, FloatArray]:
+        """The probability map (H, W) float32 of each head by its name; `pixels` and errors as for `maps`."""
+        return dict(zip(self.heads, self._see(self._stretch(pixels), "").maps, strict=True))
 
     def _stretch(self, pixels: UInt8Array) -> UInt8Array:
         return stretch(pixels, self.model_config.in_channels, dark_background=self.model_config.dark_background)
 
-    def _maps(self, stretched: UInt8Array) -> FloatArray:
-        config = self.instance_config
-        shape = (stretched.shape[0], stretched.shape[1])
-        overlap = min(config.overlap, config.tile // 2)
-        windows = tiles(shape, config.tile, overlap)
-        return blend(shape, self._window_maps(stretched, windows), overlap)
+    def _look(self, stretched: UInt8Array, image_id: str) -> Sighting:
+        sighting = self._see(stretched, image_id)
+        if not np.isfinite(sighting.interior).all():
+            raise NonFiniteError(
+                f"the model gives NaN or infinity for image {image_id!r}: it is damaged; train it again or go back to "
+                "the one before"
+            )
+        return sighting
 
-    def _window_maps(self, stretched: UInt8Array, windows: list[Window]) -> Iterator[tuple[Window, FloatArray]]:
-        at_once = WINDOWS_A_PASS if self.device.type == "cuda" else 1
-        for start in range(0, len(windows), at_once):
-            together = windows[start : start + at_once]
-            crops = [to_input(stretched[w.y0 : w.y1, w.x0 : w.x1]) for w in together]
-            padded = np.stack([pad_to_multiple(crop, self._stride) for crop in crops])
-            with torch.inference_mode():
-                probs = torch.sigmoid(self._run(self._net, padded)).cpu().numpy()
-            for window, part in zip(together, probs, strict=True):
-                yield window, unpad(part, (window.y1 - window.y0, window.x1 - window.x0))
+    def _see(self, stretched: UInt8Array, image_id: str) -> Sighting:
+        config, stride, at_once = self.instance_config, self._stride, self._at_once
+        with torch.inference_mode():
+            if not self.is_sparse:
+                maps = head_maps(self._probabilities, stretched, config, stride=stride, at_once=at_once)
+                return Sighting(interior_and_border(maps, self.heads)[0], maps, None)
+            seen = look(
+                self._queries,
+                stretched,
+                config,
+                stride=stride,
+                at_once=at_once,
+                image_id=image_id,
+                model_version=self.model_version,
+            )
+        return Sighting(seen.interior, seen.dense, seen.instances)
+
+    def _probabilities(self, windows: FloatArray) -> FloatArray:
+        probs: FloatArray = torch.sigmoid(self._run(self._net, windows)).cpu().numpy()
+        return probs
+
+    def _queries(self, windows: FloatArray) -> QueryBatch:
+        with autocast(self.device, self._precision):
+            output = self._net(self._input(windows))
+        classes, masks = (torch.sigmoid(logits.float()).cpu().numpy() for logits in (output.classes, output.masks))
+        objectness = None if output.objectness is None else torch.sigmoid(output.objectness.float()).cpu().numpy()
+        if output.dense is None:
+            dense = np.zeros((len(windows), 0, *windows.shape[2:]), np.float32)
+        else:
+            dense = torch.sigmoid(output.dense.float()).cpu().numpy()
+        return QueryBatch(masks, confidences_of(classes, objectness), dense)
 
     def _embed(self, stretched: UInt8Array) -> FloatArray:
         """The network's embedding of the image shrunk to at most 256 px a side, so that its cost is bounded."""
@@ -147,44 +221,9 @@ class Segmenter:
         return embedding
 
     def _run(self, function: nn.Module, images: FloatArray) -> Tensor:
-        x = torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)
         with autocast(self.device, self._precision):
-            y: Tensor = function(x)
+            y: Tensor = function(self._input(images))
         return y.float()
 
-
-def to_input(stretched: UInt8Array) -> FloatArray:
-    """(H, W, C) uint8 to what a network takes: (C, H, W) float32 in [0, 1]."""
-    return np.ascontiguousarray(stretched.transpose(2, 0, 1), dtype=np.float32) / np.float32(255)
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the first GPU where there is one, else the CPU.
-
-    Raises:
-        ConfigError: the name is none of auto, cpu, cuda, or there is no GPU.
-    """
-    if name not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device={name!r}; expected auto, cpu or cuda")
-    has_gpu = torch.cuda.is_available()
-    if name == "cuda" and not has_gpu:
-        raise ConfigError("device=cuda, but torch sees no GPU; use device: auto, or install a GPU build of torch")
-    return torch.device("cuda" if has_gpu and name != "cpu" else "cpu")
-
-
-def uses_bf16(device: torch.device, precision: str) -> bool:
-    """Whether a net runs under bfloat16 autocast: as asked, and for "auto" where the device computes it natively.
-
-    Native: a GPU that says so; a CPU with AVX512-BF16 or AMX (2 to 3 times faster there, slower elsewhere).
-    """
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """The context in which a net runs on `device` in `precision`."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(device, precision))
+    def _input(self, images: FloatArray) -> Tensor:
+        return torch.from_numpy(images).to(self.device).contiguous(memory_format=torch.channels_last)

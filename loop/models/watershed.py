@@ -19,15 +19,20 @@ def instances_from_maps(
     probs: FloatArray,
     config: InstanceConfig,
     *,
+    nuclei: FloatArray | None = None,
     image_id: str = "",
     source: Source = "model",
     model_version: str = "",
 ) -> Instances:
     """The cells of an image, by a watershed from seeds where the interior is sure and the border is not.
 
+    Where nuclei are known each of them is a seed, and only pieces of the interior without a nucleus are seeded by
+    their shape.
+
     Args:
         probs: (2, H, W) float32 in [0, 1], interior (the whole cell) and border.
         config: thresholds.
+        nuclei: (H, W) float32 in [0, 1], where nuclei are; None where the model does not say.
         image_id: goes into the instances.
         source: goes into the instances.
         model_version: goes into the instances.
@@ -40,7 +45,7 @@ def instances_from_maps(
         ShapeError: `probs` is not (2, H, W).
         NonFiniteError: a probability is NaN or infinite; the text names the image.
     """
-    labels, scores = segment(probs, config, image_id=image_id)
+    labels, scores = segment(probs, config, nuclei=nuclei, image_id=image_id)
     kept = np.flatnonzero(scores >= config.min_score)
     table = np.zeros(len(scores) + 1, np.int32)
     table[kept + 1] = np.arange(1, len(kept) + 1)
@@ -49,7 +54,9 @@ def instances_from_maps(
     )
 
 
-def segment(probs: FloatArray, config: InstanceConfig, *, image_id: str = "") -> tuple[IntArray, FloatArray]:
+def segment(
+    probs: FloatArray, config: InstanceConfig, *, nuclei: FloatArray | None = None, image_id: str = ""
+) -> tuple[IntArray, FloatArray]:
     """The label image of all cells of at least `min_area` px, whatever their score, and their scores.
 
     Returns:
@@ -62,7 +69,10 @@ def segment(probs: FloatArray, config: InstanceConfig, *, image_id: str = "") ->
     interior = probs[0]
     energy = smoothed_energy(probs, config)
     mask = interior > config.foreground
-    labels = watershed(-energy, _seeds(energy, mask, config), mask=mask).astype(np.int32)
+    seeds = _seeds(energy, mask, config)
+    if nuclei is not None:
+        seeds = _nuclear_seeds(nuclei, mask, seeds, config)
+    labels = watershed(-energy, seeds, mask=mask).astype(np.int32)
     labels = fill_holes(labels)
     areas = np.bincount(labels.ravel())
     areas[0] = 0
@@ -139,3 +149,18 @@ def _seeds(energy: FloatArray, mask: BoolArray, config: InstanceConfig) -> IntAr
     has_seed[pieces[seeds > 0]] = True
     has_seed[0] = True
     return np.where(has_seed[pieces], seeds, pieces + n_seeds).astype(np.int32)
+
+
+def _nuclear_seeds(nuclei: FloatArray, mask: BoolArray, seeds: IntArray, config: InstanceConfig) -> IntArray:
+    """(H, W) int32 markers: the nuclei inside the mask, and the shape's seeds in pieces of the mask without a nucleus.
+
+    A nucleus is a connected piece above the foreground threshold that, smoothed away, is no speck: a quarter of the
+    smallest cell's area or more.
+    """
+    found, n = ndimage.label((nuclei > config.foreground) & mask)
+    areas = np.bincount(found.ravel(), minlength=n + 1)
+    found[areas[found] < max(config.min_area / 4, 1)] = 0
+    pieces, n_pieces = ndimage.label(mask)
+    has_nucleus = np.zeros(n_pieces + 1, np.bool_)
+    has_nucleus[pieces[found > 0]] = True
+    return np.where(has_nucleus[pieces], found, np.where(seeds > 0, seeds + n, 0)).astype(np.int32)

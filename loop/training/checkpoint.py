@@ -16,11 +16,11 @@ from loop.config import InstanceConfig, ModelConfig
 from loop.data.intensity import LOWER, MIN_RANGE, UPPER
 from loop.errors import CheckpointError
 from loop.models import SEGMENTERS
-from loop.models.segmenter import resolve_device
+from loop.models.runtime import resolve_device
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
-FORMAT = 1
+FORMAT = 2
 MAKE_IT = "copy the whole directory again, or train with `celloop train`"
 
 

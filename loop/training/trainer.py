@@ -9,35 +9,49 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from loop.config import ModelConfig, TrainConfig
+from loop.config import InstanceConfig, ModelConfig, TrainConfig
 from loop.data.dataset import Batch, CropStream
-from loop.errors import ConfigError, NonFiniteError
-from loop.losses.bce import weighted_bce
-from loop.losses.dice import soft_dice
-from loop.models import SEGMENTERS
-from loop.models.blocks import initialise
-from loop.models.segmenter import autocast, resolve_device
-from loop.training.ema import AveragedWeights
+from loop.errors import NonFiniteError
+from loop.models.runtime import resolve_device
+from loop.training.distributed import Group, process_group
+from loop.training.learner import Learner
+from loop.training.state import Progress, TrainingState
+from loop.training.validation import Validation
 from loop.types import Sample
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10
-MAX_GRADIENT_NORM = 5.0
+STORE_EVERY_S = 30.0
+
+Log = Callable[[int, dict[str, float]], None]
+Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """What a training gave: the net with averaged weights in evaluation mode, and the loss of each optimiser step."""
+    """What a training gave.
+
+    Attributes:
+        net: with averaged weights, in evaluation mode.
+        steps: optimiser steps.
+        seconds: spent on them.
+        losses: one a step.
+        instances: the thresholds to store with the weights; fitted where there were validation images.
+        validation: ap, ap50, macro_ap and f1 on the validation images with these thresholds; None without any.
+    """
 
     net: nn.Module
     steps: int
     seconds: float
     losses: tuple[float, ...]
+    instances: InstanceConfig
+    validation: dict[str, float] | None = None
 
 
 def train(
@@ -45,22 +59,35 @@ def train(
     model: ModelConfig,
     config: TrainConfig,
     *,
-    log: Callable[[int, dict[str, float]], None],
+    log: Log,
+    instances: InstanceConfig | None = None,
+    validation: Sequence[Sample] = (),
+    state_dir: Path | None = None,
     should_stop: Callable[[], bool] | None = None,
+    clock: Clock = time.perf_counter,
 ) -> Trained:
     """A segmenter trained from scratch until the budget of minutes, or of steps, is spent.
 
     AdamW; the learning rate rises over the first steps and then falls along a cosine to 0 at the end of the budget.
-    With `max_steps` the same samples, settings and machine give the same weights. No global seed is touched.
+    With `max_steps` the same samples, settings and machine give the same weights. No global seed is touched. Under
+    `torchrun` the processes train one model together on different crops, and each returns the same weights.
 
     Args:
         samples: at least one labelled image; images without cells teach background.
         model: which network.
-        config: budget, crops, optimiser and augmentation. A batch that does not fit into the GPU's memory is halved,
-            with a warning in the log.
-        log: called every ten steps and after the last with the step and {"loss": mean since the last call,
-            "seconds": since the start of the first step, "learning_rate": of this step}.
+        config: budget, crops, optimiser and augmentation. A batch that does not fit into the GPU's memory is taken in
+            pieces, with a warning in the log.
+        log: called every ten steps and after the last with the step and {"loss": mean since the last call, "seconds":
+            of the budget that are spent, "learning_rate": of this step, "seconds_left": expected}; after a validation
+            with {"validation_ap"} too.
+        instances: thresholds; the defaults otherwise. A sparse network's `tile` becomes the side of the crops.
+        validation: images that the thresholds are fitted on, and that can end the training early (`patience`); the
+            weights of the best validation are then kept. They are not learnt from and must not be what the model is
+            judged by later.
+        state_dir: kept up to date, so that a killed training of the same images and settings goes on from there; with
+            `max_steps` it gives the weights that it would have given. The caller deletes it once those are stored.
         should_stop: asked before each step; True ends the training early, with what was learnt so far.
+        clock: seconds of the budget; validating and storing do not count.
 
     Raises:
         InputError: no samples.
@@ -68,29 +95,24 @@ def train(
             not fit into the GPU's memory.
         ImageError, LabelError, ShapeError: an image or its labels cannot be used.
         NonFiniteError: the loss became NaN or infinite.
+        CheckpointError: `state_dir` holds another training, or cannot be written.
     """
-    if model.name not in SEGMENTERS:
-        raise ConfigError(f"model.name={model.name!r} is unknown; choose from {', '.join(sorted(SEGMENTERS))}")
-    device = resolve_device(config.device)
-    stream = CropStream(samples, model, config)
-    learner = _Learner(model, config, device)
-    losses: list[Tensor] = []
-    started = time.perf_counter()
-    logged = 0
-    with _batches(stream, device) as batches:
-        while True:
-            step = len(losses)
-            seconds = time.perf_counter() - started
-            progress = step / config.max_steps if config.max_steps else seconds / (60 * config.minutes)
-            if step and (progress >= 1 or (should_stop is not None and should_stop())):
-                break
-            rate = learning_rate(step, progress, config)
-            losses.append(learner.step(next(batches), rate))
-            if len(losses) - logged == LOG_EVERY:
-                logged = _log(log, losses, logged, started, rate)
-    if logged < len(losses):
-        _log(log, losses, logged, started, rate)
-    return Trained(learner.finish(), len(losses), time.perf_counter() - started, tuple(torch.stack(losses).tolist()))
+    with process_group(resolve_device(config.device)) as group:
+        learner = Learner(model, config, group)
+        stream = CropStream(samples, model, config, learner.lesson)
+        sparse = learner.lesson.most_cells is not None
+        thresholds = instances or InstanceConfig()
+        if sparse:
+            thresholds = thresholds.model_copy(update={"tile": config.crop})
+        judge = Validation(validation, model, config, thresholds) if validation and group.is_first else None
+        state = TrainingState(state_dir, samples, model, config) if state_dir is not None else None
+        run = _Run(learner, config, group, log, judge, state, clock, should_stop)
+        run.go(stream)
+        net = run.finish()
+        figures = None
+        if judge is not None:
+            thresholds, figures = judge.fit(net)
+    return Trained(net, learner.steps, run.seconds, run.losses, thresholds, figures)
 
 
 def learning_rate(step: int, progress: float, config: TrainConfig) -> float:
@@ -99,98 +121,135 @@ def learning_rate(step: int, progress: float, config: TrainConfig) -> float:
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def criterion(logits: Tensor, target: Tensor, weight: Tensor, config: TrainConfig) -> Tensor:
-    """Cross-entropy plus Dice of the interior, and `border_weight` times that of the border.
+class _Run:
+    """One pass through the budget, with what happens beside the steps: progress, validations, stored states."""
 
-    Args:
-        logits: (B, 2, H, W), interior and border.
-        target: (B, 2, H, W) in {0, 1}.
-        weight: (B, 1, H, W) >= 0.
-        config: `border_weight`.
+    def __init__(
+        self,
+        learner: Learner,
+        config: TrainConfig,
+        group: Group,
+        log: Log,
+        judge: Validation | None,
+        state: TrainingState | None,
+        clock: Clock,
+        should_stop: Callable[[], bool] | None,
+    ) -> None:
+        self._learner, self._config, self._group = learner, config, group
+        self._log, self._judge, self._state = log, judge, state
+        self._clock, self._should_stop = clock, should_stop
+        self._progress = state.load(learner) if state is not None else Progress()
+        self._losses: list[Tensor] = [torch.tensor(loss) for loss in self._progress.losses]
+        self._logged = len(self._losses)
+        self._last: dict[str, float] = {}
+        self._started = clock() - self._progress.seconds
+        self._stored_at = self._progress.seconds
+        self._ended: float | None = None
 
-    Source: Prytula 2023, eq. 4.2 with two heads. Differs: Dice added, without which a short training splits worse.
-    """
-    total = torch.zeros((), device=logits.device)
-    for channel, factor in enumerate((1.0, config.border_weight)):
-        head, truth, counts = logits[:, channel], target[:, channel], weight[:, 0]
-        total = total + factor * (weighted_bce(head, truth, counts) + soft_dice(head, truth, counts))
-    return total
+    @property
+    def seconds(self) -> float:
+        """Of the budget that are spent."""
+        return self._clock() - self._started if self._ended is None else self._ended
 
+    @property
+    def losses(self) -> tuple[float, ...]:
+        """One a step."""
+        return tuple(torch.stack(self._losses).tolist())
 
-class _Learner:
-    """A net with its optimiser and its averaged weights."""
-
-    def __init__(self, model: ModelConfig, config: TrainConfig, device: torch.device) -> None:
-        net = SEGMENTERS[model.name](model)
-        stride = int(getattr(net, "stride", 1))
-        if config.crop % stride:
-            fitting = config.crop + -config.crop % stride
-            raise ConfigError(f"train.crop={config.crop} is not a multiple of the network's {stride}; use {fitting}")
-        initialise(net, torch.Generator().manual_seed(config.seed))
-        self._net = net.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        self._average = AveragedWeights(self._net, config.ema)
-        self._optimiser = torch.optim.AdamW(
-            self._net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
-        self._config = config
-        self._device = device
-        self._most = config.batch
-        self._steps = 0
-
-    def step(self, batch: Batch, rate: float) -> Tensor:
-        """One optimiser step; the loss, () on the device. Halves the batch until it fits into the GPU's memory."""
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        while True:
-            try:
-                loss = self._step(Batch(*(array[: self._most] for array in batch)))
-                break
-            except torch.OutOfMemoryError as error:
-                self._halve(error)
-        self._steps += 1
-        self._average.update(self._net, self._steps)
-        return loss
+    def go(self, stream: CropStream) -> None:
+        """Steps until the budget is spent or something ends it; every process of the group ends at the same step."""
+        config, group = self._config, self._group
+        rate = 0.0
+        with _batches(stream, config, group, len(self._losses)) as batches:
+            while True:
+                step = len(self._losses)
+                seconds = self.seconds
+                progress = step / config.max_steps if config.max_steps else seconds / (60 * config.minutes)
+                progress = group.agree(1.0 if step and self._is_over(progress) else progress)
+                if step and progress >= 1:
+                    break
+                rate = learning_rate(step, progress, config)
+                loss = self._learner.step(next(batches), rate)
+                self._losses.append(loss.cpu() if group.device.type == "cpu" else loss)
+                if len(self._losses) - self._logged == LOG_EVERY:
+                    self._tell(rate, progress)
+                self._pause(rate, progress)
+        self._ended = self._clock() - self._started
+        if self._logged < len(self._losses):
+            self._tell(rate, 1.0)
 
     def finish(self) -> nn.Module:
-        """The net with its averaged weights, in evaluation mode."""
-        self._average.copy_to(self._net)
-        net: nn.Module = self._net.eval()
-        return net
+        """The net with the averaged weights of the end, or of the best validation where `patience` asks for it."""
+        if self._progress.best and self._config.patience:
+            for average, kept in zip(self._learner.average.tensors, self._progress.best, strict=True):
+                average.copy_(kept)
+        return self._learner.finish()
 
-    def _step(self, batch: Batch) -> Tensor:
-        image, target, weight = (torch.from_numpy(array).to(self._device, non_blocking=True) for array in batch)
-        with autocast(self._device, self._config.precision):
-            logits = self._net(image.contiguous(memory_format=torch.channels_last))
-        loss = criterion(logits, target, weight, self._config)
-        self._optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._net.parameters(), MAX_GRADIENT_NORM)
-        self._optimiser.step()
-        return loss.detach()
+    def _is_over(self, progress: float) -> bool:
+        if progress >= 1 or (self._should_stop is not None and self._should_stop()):
+            return True
+        return bool(self._config.patience) and self._progress.worse >= self._config.patience
 
-    def _halve(self, error: torch.OutOfMemoryError) -> None:
-        if self._most == 1:
-            raise ConfigError(
-                f"one crop of {self._config.crop} px does not fit into the GPU's memory; lower train.crop or "
-                "model.base, free the GPU, or set train.device: cpu"
-            ) from error
-        self._optimiser.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-        logger.warning("the GPU's memory is full with %d crops a batch: halved to %d", self._most, self._most // 2)
-        self._most //= 2
+    def _tell(self, rate: float, progress: float) -> None:
+        """Reports the steps since the last report."""
+        mean = float(torch.stack(self._losses[self._logged :]).float().mean())
+        if not math.isfinite(mean):
+            raise NonFiniteError(
+                f"the loss became {mean} within step {len(self._losses)}; lower train.learning_rate or set "
+                "train.precision: fp32"
+            )
+        self._logged = len(self._losses)
+        seconds = self.seconds
+        left = seconds / progress - seconds if progress > 0 else 60 * self._config.minutes
+        self._last = {"loss": mean, "seconds": seconds, "learning_rate": rate, "seconds_left": max(left, 0.0)}
+        if self._group.is_first:
+            self._log(self._logged, self._last)
+
+    def _pause(self, rate: float, progress: float) -> None:
+        """Validates and stores when it is time; the clock of the budget stands still meanwhile."""
+        started = self._clock()
+        due = int(progress * (self._config.validations + 1))
+        if self._judge is not None and due > self._progress.validated:
+            self._progress.validated = due
+            if self._logged < len(self._losses):
+                self._tell(rate, progress)
+            self._validate(self._judge)
+        seconds = started - self._started
+        if self._state is not None and self._group.is_first and seconds - self._stored_at >= STORE_EVERY_S:
+            self._stored_at = seconds
+            self._progress.losses, self._progress.seconds = self.losses, seconds
+            self._state.save(self._learner, self._progress)
+        self._started += self._clock() - started
+
+    def _validate(self, judge: Validation) -> None:
+        with self._learner.average.lent_to(self._learner.net):
+            ap = judge.ap(self._learner.net)
+        if ap > self._progress.best_ap:
+            self._progress.best_ap, self._progress.worse = ap, 0
+            self._progress.best = [tensor.clone() for tensor in self._learner.average.tensors]
+        else:
+            self._progress.worse += 1
+        self._log(len(self._losses), {**self._last, "validation_ap": ap})
 
 
 @contextmanager
-def _batches(stream: CropStream, device: torch.device) -> Iterator[Iterator[Batch]]:
-    """The stream's batches in order, made ahead by threads: one beside a CPU's own work, several beside a GPU."""
-    workers = 1 if device.type == "cpu" else max(1, min(8, (os.cpu_count() or 2) - 1))
+def _batches(stream: CropStream, config: TrainConfig, group: Group, done: int) -> Iterator[Iterator[list[Batch]]]:
+    """The batches of each step after the first `done`, made ahead by threads: one beside a CPU, several beside a GPU.
+
+    Batch k of process r in step s is number (s * accumulate + k) * world + r of the stream.
+    """
+    workers = 1 if group.device.type == "cpu" else max(1, min(8, (os.cpu_count() or 2) - 1))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="crops")
 
-    def ahead() -> Iterator[Batch]:
-        waiting = deque(pool.submit(stream.batch, i) for i in range(workers + 1))
-        number = len(waiting)
+    def made(step: int) -> list[Batch]:
+        numbers = (step * config.accumulate + k for k in range(config.accumulate))
+        return [stream.batch(number * group.world + group.rank) for number in numbers]
+
+    def ahead() -> Iterator[list[Batch]]:
+        waiting = deque(pool.submit(made, done + i) for i in range(workers + 1))
+        number = done + len(waiting)
         while True:
-            waiting.append(pool.submit(stream.batch, number))
+            waiting.append(pool.submit(made, number))
             number += 1
             yield waiting.popleft().result()
 
@@ -198,16 +257,3 @@ def _batches(stream: CropStream, device: torch.device) -> Iterator[Iterator[Batc
         yield ahead()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _log(
-    log: Callable[[int, dict[str, float]], None], losses: Sequence[Tensor], logged: int, started: float, rate: float
-) -> int:
-    """Reports the steps since `logged` and says how many are reported now."""
-    mean = float(torch.stack(list(losses[logged:])).mean())
-    if not math.isfinite(mean):
-        raise NonFiniteError(
-            f"the loss became {mean} within step {len(losses)}; lower train.learning_rate or set train.precision: fp32"
-        )
-    log(len(losses), {"loss": mean, "seconds": time.perf_counter() - started, "learning_rate": rate})
-    return len(losses)

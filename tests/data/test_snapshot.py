@@ -259,3 +259,50 @@ def test_refusals(tmp_path):
         with pytest.raises(error, match=text):
             write_snapshot(tmp_path / "s", given_samples, ids, "p")
     assert not (tmp_path / "s").exists()
+
+
+def _hand_made(nuclei=None):
+    first, second = np.zeros((2, 6, 8), bool)
+    first[1:4, 2:6] = True
+    second[3:6, 5:8] = True
+    a = ImageRef("a", Path("/a.png"), "0" * 64, 6, 8, 3, group="g", split="train", modality="m", extra={"k": "v"})
+    b = ImageRef("b", Path("/b.png"), "1" * 64, 6, 8, 1, split="holdout")
+    cells = from_masks([first, second], (6, 8), scores=[1, 0.5], labels=[0, 1], weights=[1, 0.25], image_id="a")
+    return [Sample(a, cells, nuclei), Sample(b, Instances.build((6, 8), image_id="b"))]
+
+
+def test_snapshots_without_nuclei_keep_the_ids_they_had_before_there_were_any(tmp_path):
+    assert write_snapshot(tmp_path, _hand_made(), {"a": [7, 3]}, "p").id == "4d0702eeaec4a64a"
+    assert load_snapshot(tmp_path, "4d0702eeaec4a64a").samples[0].nuclei is None
+
+
+def test_nuclei_come_back_and_count_for_the_id(tmp_path):
+    one = np.zeros((6, 8), bool)
+    one[2:4, 3:5] = True
+    drawn = from_masks([one, np.roll(one, 1)], (6, 8), image_id="a", labels=[1, 1], weights=[1, 0.5])
+    unseen = Instances.build((6, 8), [(0, 0, 1, 1)], [np.zeros((1, 1))], image_id="a")
+    variants = {"some": drawn, "fewer": drawn.take([0]), "none here": unseen, "not labelled": None}
+    ids = {}
+    for name, nuclei in variants.items():
+        ids[name] = write_snapshot(tmp_path, _hand_made(nuclei), {}, "p").id
+        sample = load_snapshot(tmp_path, ids[name]).samples[0]
+        kept = Instances.build((6, 8), image_id="a") if name == "none here" else nuclei
+        assert (sample.nuclei is None) == (kept is None)
+        if kept is not None:
+            _same(Sample(sample.image, sample.nuclei), Sample(sample.image, kept))
+        _same(Sample(*sample[:2]), Sample(*_hand_made()[0][:2]))
+    assert len(set(ids.values())) == 4
+    file = tmp_path / ids["some"] / "snapshot.json"
+    document = orjson.loads(file.read_bytes())
+    document["samples"][0]["nuclei"]["weights"] = [1.0, 1.0]
+    file.write_bytes(orjson.dumps(document))
+    with pytest.raises(StateError, match="damaged"):
+        load_snapshot(tmp_path, ids["some"])
+
+
+def test_nuclei_that_do_not_fit_are_refused(tmp_path):
+    with pytest.raises(ShapeError, match=r"the nuclei of a lie in \(4, 4\), the image is \(6, 8\)"):
+        write_snapshot(tmp_path, _hand_made(Instances.build((4, 4))), {}, "p")
+    mask = [np.ones((1, 1), bool)]
+    with pytest.raises(NonFiniteError, match="the nuclei of image 'a'"):
+        write_snapshot(tmp_path, _hand_made(Instances.build((6, 8), [(0, 0, 1, 1)], mask, scores=[np.nan])), {}, "p")

@@ -89,3 +89,12 @@ def test_more_cells_than_16_bits_can_number_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(OverlapError, match="use --format coco"):
         write_label_image(tmp_path, "a", cells)
+
+
+@pytest.mark.parametrize("text", ["{", "[1, 2]", '{"1": "high"}', '{"1": null}'])
+def test_scores_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
+    write_label_image(tmp_path / "pred", "a", from_label_image(labels()))
+    (tmp_path / "pred" / "a.scores.json").write_text(text)
+    store.write_label_image(labels(), tmp_path / "gt" / "a.png")
+    with pytest.raises(LabelError, match=r"a\.scores\.json cannot be read"):
+        evaluate_folders(tmp_path / "pred", tmp_path / "gt")

@@ -17,13 +17,13 @@ from prefect.testing.utilities import prefect_test_harness
 from flows import retrain
 from flows.context import LoopContext
 from flows.local.workspace import Workspace
-from flows.retrain import challenger, recipe_id, train_and_register, train_flow
+from flows.retrain import challenger, keep_back, recipe_id, train_and_register, train_flow
 from loop.config import LoopConfig, load_config
 from loop.data.snapshot import write_snapshot
 from loop.data.store import describe, write_png
 from loop.data.synthetic import draw_cells
 from loop.errors import ImageError, ServiceError, StateError
-from loop.types import Sample
+from loop.types import ImageRef, Instances, Sample
 
 QUICK = {"model.base": 4, "model.depth": 2, "train.max_steps": 1, "train.crop": 64, "train.batch": 2}
 
@@ -217,3 +217,15 @@ def test_a_run_without_a_model_is_an_error_that_says_how_it_ended(
     context = make_context(tmp_path, Registry(), **{"retrain.pool": "gpu"})
     with pytest.raises(ServiceError, match=r"keen-otter of train/p ended as Failed \(no memory\)"):
         challenger(context, "0" * 16)
+
+
+def test_whole_groups_are_kept_back_always_the_same_and_never_all() -> None:
+    empty = Instances.build((4, 4))
+    samples = [Sample(ImageRef(f"i{n}", Path(f"i{n}.png"), "", 4, 4, 3, group=f"g{n // 2}"), empty) for n in range(20)]
+    taught, kept = keep_back(samples, 0.3)
+    assert (len(taught), len(kept)) == (14, 6)
+    assert not {s.image.group for s in taught} & {s.image.group for s in kept}
+    again, same = keep_back(samples[::-1], 0.3)
+    assert {s.image.image_id for s in same} == {s.image.image_id for s in kept}
+    assert keep_back(samples, 0.0) == (samples, [])
+    assert len(keep_back(samples[:2], 0.99)[0]) == 2  # one group alone teaches

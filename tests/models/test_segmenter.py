@@ -7,7 +7,8 @@ from loop.config import InstanceConfig, ModelConfig
 from loop.data.intensity import stretch
 from loop.errors import ConfigError, NonFiniteError, ShapeError
 from loop.models.blocks import initialise
-from loop.models.segmenter import Segmenter, resolve_device, to_input, uses_bf16
+from loop.models.runtime import resolve_device, to_input, uses_bf16
+from loop.models.segmenter import Segmenter
 from loop.models.seu_net import SEUNet
 
 CPU = torch.device("cpu")
@@ -17,6 +18,7 @@ class Local(nn.Module):
     """A net that looks at single pixels only, so that windows and padding must not show."""
 
     stride = 8
+    heads = ("interior", "border")
 
     def forward(self, x):
         return torch.cat([8 * x[:, :1] - 4, -8 * x[:, 1:2]], dim=1)

@@ -2,8 +2,10 @@ import pytest
 import torch
 
 from loop.config import ModelConfig, load_config
+from loop.errors import ConfigError
 from loop.models.blocks import ConvBlock, SqueezeExcite
 from loop.models.seu_net import SEUNet
+from loop.models.unet import UNet
 
 
 def test_squeeze_and_excitation_by_hand():
@@ -31,8 +33,40 @@ def test_the_embedding_is_the_average_of_the_bottleneck():
     x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         embedding = net.embed(x)
-        torch.testing.assert_close(embedding, net.encode(x)[-1].mean(dim=(2, 3)))
+        torch.testing.assert_close(embedding, net.encoder(x)[-1].mean(dim=(2, 3)))
     assert embedding.shape == (2, net.embedding_size)
+
+
+def test_shared_and_decoupled_decoders_and_their_heads():
+    heads = ("interior", "nuclei", "border", "background")
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    shared, decoupled = (
+        SEUNet(ModelConfig(base=4, depth=2, heads=heads, decoders=kind)) for kind in ("shared", "decoupled")
+    )
+    assert shared.heads == decoupled.heads == heads
+    assert shared(x).shape == decoupled(x).shape == (1, 4, 32, 32)
+    assert (len(shared.decoders), len(decoupled.decoders)) == (1, 4)
+    decoupled.zero_grad()
+    decoupled(x)[:, 2].sum().backward()
+    taught = [
+        any(bool(p.grad.abs().sum() > 0) for p in d.parameters() if p.grad is not None) for d in decoupled.decoders
+    ]
+    assert taught == [False, False, True, False]
+
+
+def test_the_plain_unet_is_the_same_without_squeeze_and_excitation():
+    config = ModelConfig(base=4, depth=2)
+    plain, excited = UNet(config), SEUNet(config)
+    assert not [m for m in plain.modules() if isinstance(m, SqueezeExcite)]
+    extra = set(excited.state_dict()) - set(plain.state_dict())
+    assert extra
+    assert all(".excite." in name for name in extra)
+    assert set(plain.state_dict()) < set(excited.state_dict())
+
+
+def test_a_head_named_twice_is_refused():
+    with pytest.raises(ConfigError, match="names one twice"):
+        load_config(None, {"model.heads": ["interior", "interior"]})
 
 
 @pytest.mark.parametrize("depth", [2, 3, 5])

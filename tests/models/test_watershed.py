@@ -3,10 +3,10 @@ import pytest
 from scipy import ndimage
 
 from loop.config import InstanceConfig
-from loop.data.dataset import label_map, targets
 from loop.data.synthetic import draw_cells
+from loop.data.targets import targets
 from loop.errors import NonFiniteError, ShapeError
-from loop.masks import to_dense
+from loop.masks import to_dense, to_layers
 from loop.metrics.matching import iou_matrix
 from loop.models.watershed import fill_holes, instances_from_maps
 
@@ -26,7 +26,7 @@ def disc(shape, row, column, radius):
 @pytest.mark.parametrize("touching", [False, True])
 def test_perfect_maps_give_the_cells_back(seed, touching):
     _, cells = draw_cells(np.random.default_rng(seed), (96, 96), 5, touching)
-    found = instances_from_maps(targets(label_map(cells)), InstanceConfig(min_area=8))
+    found = instances_from_maps(targets(to_layers(cells), ("interior", "border")), InstanceConfig(min_area=8))
     iou = iou_matrix(found, cells)
     assert len(found) == len(cells)
     assert iou.max(axis=0).min() > 0.8
@@ -140,3 +140,24 @@ def test_nan_is_refused_with_the_image_named_and_wrong_shapes_too():
         instances_from_maps(probs, CONFIG, image_id="well-A1")
     with pytest.raises(ShapeError, match=r"\(3, 4, 4\)"):
         instances_from_maps(np.zeros((3, 4, 4), np.float32), CONFIG)
+
+
+def test_nuclei_part_what_the_shape_does_not():
+    probs = maps()
+    probs[0][12:28, 10:50] = 0.95
+    nuclei = np.zeros((40, 60), np.float32)
+    nuclei[18:22, 16:20] = nuclei[18:22, 40:44] = 0.9
+    assert len(instances_from_maps(probs, CONFIG)) == 1
+    found = instances_from_maps(probs, CONFIG, nuclei=nuclei)
+    assert len(found) == 2
+    assert all(mask.sum() > 200 for mask in found.masks)
+
+
+def test_a_cell_without_a_nucleus_is_kept_and_a_speck_is_no_nucleus():
+    probs = maps()
+    probs[0][5:15, 5:15] = probs[0][5:15, 40:50] = 0.95
+    nuclei = np.zeros((40, 60), np.float32)
+    nuclei[8:12, 8:12] = 0.9
+    nuclei[10, 44] = 0.9
+    found = instances_from_maps(probs, InstanceConfig(min_area=20), nuclei=nuclei)
+    assert sorted(int(mask.sum()) for mask in found.masks) == [100, 100]

@@ -13,7 +13,7 @@ from loop.metrics.instance import evaluate
 from loop.models import SEGMENTERS
 from loop.models.segmenter import Segmenter
 from loop.models.seu_net import SEUNet
-from loop.training.trainer import criterion, learning_rate, train
+from loop.training.trainer import learning_rate, train
 from loop.types import ImageRef, Sample
 
 SMALL = ModelConfig(base=4, depth=2)
@@ -78,7 +78,7 @@ def test_progress_is_told_every_ten_steps_and_at_the_end(samples):
     )
     assert [step for step, _ in seen] == [10, 13]
     assert trained.steps == len(trained.losses) == 13
-    assert set(seen[0][1]) == {"loss", "seconds", "learning_rate"}
+    assert set(seen[0][1]) == {"loss", "seconds", "learning_rate", "seconds_left"}
     assert seen[0][1]["loss"] == pytest.approx(np.mean(trained.losses[:10]), rel=1e-5)
     assert seen[1][1]["loss"] == pytest.approx(np.mean(trained.losses[10:]), rel=1e-5)
     assert 0 < seen[0][1]["seconds"] <= seen[1][1]["seconds"] <= trained.seconds
@@ -118,16 +118,6 @@ def test_the_learning_rate_rises_then_falls_to_zero():
     assert learning_rate(9, 0.0, config) == pytest.approx(1e-2)
     assert learning_rate(50, 0.5, config) == pytest.approx(5e-3)
     assert learning_rate(99, 1.0, config) == pytest.approx(0)
-
-
-def test_the_criterion_weighs_the_border():
-    rng = torch.Generator().manual_seed(0)
-    logits = torch.randn(1, 2, 8, 8, generator=rng)
-    target = torch.rand(1, 2, 8, 8, generator=rng).round()
-    weight = torch.ones(1, 1, 8, 8)
-    at = [criterion(logits, target, weight, TrainConfig(border_weight=w)).item() for w in (1.0, 2.0, 3.0)]
-    assert at[2] - at[1] == pytest.approx(at[1] - at[0], rel=1e-4)
-    assert at[1] > at[0]
 
 
 def test_ignored_cells_do_not_teach(samples):

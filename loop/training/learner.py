@@ -1,0 +1,143 @@
+"""A network that learns: its weights, optimiser and averaged weights, and one optimiser step at a time."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from loop.config import ModelConfig, TrainConfig
+from loop.data.dataset import Batch
+from loop.errors import ConfigError
+from loop.models import new_net
+from loop.models.runtime import autocast
+from loop.training.criterion import criterion, lesson_of, taught
+from loop.training.distributed import Group
+from loop.training.ema import AveragedWeights
+
+logger = logging.getLogger(__name__)
+
+MAX_GRADIENT_NORM = 5.0
+
+
+class Learner:
+    """A fresh network with AdamW and an average of its weights.
+
+    Raises:
+        ConfigError: the network is unknown, or the crop's side does not suit it.
+    """
+
+    def __init__(self, model: ModelConfig, config: TrainConfig, group: Group) -> None:
+        net = new_net(model, config.seed)
+        stride = int(getattr(net, "stride", 1))
+        if config.crop % stride:
+            fitting = config.crop + -config.crop % stride
+            raise ConfigError(f"train.crop={config.crop} is not a multiple of the network's {stride}; use {fitting}")
+        self.lesson = lesson_of(net)
+        self.net = net.to(device=group.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.average = AveragedWeights(self.net, config.ema)
+        self.steps = 0
+        self._optimiser = torch.optim.AdamW(
+            self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self._config = config
+        self._group = group
+        self._most = config.batch
+        if config.compile == "on" or (config.compile == "auto" and group.device.type == "cuda"):
+            self.net.compile()
+        self._call: nn.Module = self.net
+        if group.world > 1:
+            self._call = DistributedDataParallel(self.net, find_unused_parameters=self.lesson.most_cells is not None)
+
+    def step(self, batches: list[Batch], rate: float) -> Tensor:
+        """One optimiser step on the mean gradient of some batches; the mean loss, () on the device.
+
+        A batch that does not fit into the GPU's memory is taken in pieces from then on, halved until they fit. What
+        it teaches stays the same, since the pieces' gradients are summed.
+
+        Raises:
+            ConfigError: one crop alone does not fit.
+        """
+        for options in self._optimiser.param_groups:
+            options["lr"] = rate
+        while True:
+            try:
+                loss = self._gradients(batches)
+                break
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+        nn.utils.clip_grad_norm_(self.net.parameters(), MAX_GRADIENT_NORM)
+        self._optimiser.step()
+        self.steps += 1
+        self.average.update(self.net, self.steps)
+        return loss
+
+    def finish(self) -> nn.Module:
+        """The net with its averaged weights, in evaluation mode."""
+        self.average.copy_to(self.net)
+        net: nn.Module = self.net.eval()
+        return net
+
+    def _gradients(self, batches: list[Batch]) -> Tensor:
+        """Leaves the mean gradient of the batches in the parameters; their mean loss."""
+        self._optimiser.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self._group.device)
+        for batch in batches:
+            crops = len(batch.image)
+            for start in range(0, crops, self._most):
+                piece = batch.part(start, min(start + self._most, crops))
+                loss = self._loss(piece) * (len(piece.image) / crops / len(batches))
+                loss.backward()  # type: ignore[no-untyped-call]
+                total += loss.detach()
+        return total
+
+    def _loss(self, batch: Batch) -> Tensor:
+        device = self._group.device
+        image = torch.from_numpy(batch.image).to(device, non_blocking=True)
+        with autocast(device, self._config.precision):
+            output = self._call(image.contiguous(memory_format=torch.channels_last))
+        return criterion(output, taught(batch, device), self.lesson.heads, self._config)
+
+    def _halve(self, error: torch.OutOfMemoryError) -> None:
+        if self._group.world > 1:
+            raise ConfigError(
+                f"{self._most} crops of {self._config.crop} px do not fit into one of the {self._group.world} GPUs; "
+                f"set train.batch: {max(self._most // 2, 1)} and train.accumulate: {2 * self._config.accumulate}"
+            ) from error
+        if self._most == 1:
+            raise ConfigError(
+                f"one crop of {self._config.crop} px does not fit into the GPU's memory; lower train.crop or "
+                "model.base, free the GPU, or set train.device: cpu"
+            ) from error
+        self._optimiser.zero_grad(set_to_none=True)
+        if self._group.device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning("the GPU's memory is full with %d crops a batch: halved to %d", self._most, self._most // 2)
+        self._most //= 2
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Everything that a training goes on from, but for `steps`: weights, averages and the optimiser's moments."""
+        found = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
+        found |= {f"average.{i}": tensor for i, tensor in enumerate(self.average.tensors)}
+        for i, parameter in enumerate(self.net.parameters()):
+            moments: Mapping[str, Any] = self._optimiser.state.get(parameter, {})
+            found |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Goes on from what `tensors` gave after `steps` steps."""
+        weights = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
+        self.net.load_state_dict(weights)
+        for i, (parameter, average) in enumerate(zip(self.net.parameters(), self.average.tensors, strict=True)):
+            average.copy_(tensors[f"average.{i}"])
+            prefix = f"adam.{i}."
+            moments = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            if moments:
+                self._optimiser.state[parameter] = {
+                    name: tensor.clone() if name == "step" else tensor.to(parameter.device, copy=True)
+                    for name, tensor in moments.items()
+                }
+        self.steps = steps
