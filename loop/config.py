@@ -100,6 +100,7 @@ class TrainConfig(_Frozen):
     elastic: float = Field(2.0, ge=0, le=20, description="standard deviation of the smooth displacement, px")
     intensity: float = Field(1.0, ge=0, le=2, description="strength of the changes of brightness, colour and noise")
     invert: float = Field(0.0, ge=0, le=1, description="share of crops whose intensities are inverted")
+    veil: float = Field(0.0, ge=0, le=1, description="share of crops with dim blobs behind the cells that are no cells")
     dropout: float = Field(0.0, ge=0, le=1, description="share of crops in which rectangles are blanked out")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -125,6 +125,27 @@ def blank_out(rng: np.random.Generator, crop: FloatArray) -> FloatArray:
     return out
 
 
+def veil(rng: np.random.Generator, crop: FloatArray) -> FloatArray:
+    """A copy of a crop (S, S, C) with dim blobs behind its cells, as cytoplasm lies around nuclei, that are no cells.
+
+    Where a smooth random field is high a veil of one to five tenths of full brightness shines through the image, its
+    edge sharp or soft, its surface finely grained; a cell in it stays brighter than its surroundings. So what is dim
+    and large is learnt as background also where no image shows it: rare kinds of images have too few labels for that.
+    """
+    size = crop.shape[0]
+    coarse = int(rng.integers(3, 7))
+    field = cv2.resize(
+        rng.standard_normal((coarse, coarse)).astype(np.float32), (size, size), None, 0, 0, cv2.INTER_CUBIC
+    )
+    steepness = float(np.exp(rng.uniform(np.log(2), np.log(40))))
+    shape = 1 / (1 + np.exp(np.clip(-steepness * (field - rng.uniform(0.0, 0.8)), -30, 30)))
+    grain = cv2.GaussianBlur(rng.standard_normal((size, size)).astype(np.float32), (0, 0), float(rng.uniform(0.7, 2.5)))
+    surface = float(rng.uniform(0.1, 0.5)) * (1 + float(rng.uniform(0, 0.5)) * grain)
+    dim = np.clip(shape * surface, 0, 1)[..., None]
+    tint = rng.uniform(0.6, 1.0, crop.shape[2]).astype(np.float32) if crop.shape[2] > 1 else np.ones(1, np.float32)
+    return np.asarray(1 - (1 - crop) * (1 - dim * tint), dtype=np.float32)
+
+
 def _shade(rng: np.random.Generator, size: int, spread: float) -> FloatArray:
     """A smooth field (size, size, 1) of factors around 1 and at most 1.3, drawn on a coarse 6 x 6 grid."""
     grid = np.exp(rng.normal(-0.5 * spread, spread, (6, 6))).astype(np.float32)

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loop.config import ModelConfig, TrainConfig
-from loop.data.augment import SamplingMap, blank_out, random_intensity, random_map
+from loop.data.augment import SamplingMap, blank_out, random_intensity, random_map, veil
 from loop.data.intensity import is_ambiguous, stretch
+from loop.data.kinds import kinds
 from loop.data.overlap_maps import overlap_map
 from loop.data.store import read_image
 from loop.data.targets import LabelLayers, cell_masks, pixel_weights, targets, visible_cells
@@ -73,8 +74,8 @@ class _Teacher(NamedTuple):
 class CropStream:
     """An endless stream of batches; batch i is a function of the seed and i alone, whoever asks for it and when.
 
-    Images are drawn so that frequent modalities (or groups, where no modality is known) do not crowd out rare ones:
-    an image's chance is (images of its kind) ** -`balance`. Four crops in five are centred near a cell. Images of which
+    Images are drawn so that frequent modalities (or looks, where no modality is known) do not crowd out rare ones: an
+    image's chance is (images of its kind) ** -`balance`. Four crops in five are centred near a cell. Images of which
     it is not plain whether their background is dark are inverted in half of their crops.
     """
 
@@ -103,7 +104,7 @@ class CropStream:
         _check_labels(samples, self._lesson.heads)
         self._config = config
         self._teachers = [_teacher(sample, model, config, self._lesson) for sample in samples]
-        self._chances = _chances(samples, config.balance)
+        self._chances = _chances(samples, self._teachers, config.balance)
 
     def batch(self, index: int, size: int | None = None) -> Batch:
         """Batch number `index` (>= 0) of `size` crops (the configured number by default).
@@ -130,7 +131,10 @@ class CropStream:
         warp = random_map(rng, config.crop, _centre(rng, teacher, config.crop), config)
         if lesson.most_cells is not None:
             warp = _zoomed(warp, teacher, lesson.most_cells)
-        image = random_intensity(rng, warp.image(teacher.pixels), config.intensity, teacher.invert)
+        image = warp.image(teacher.pixels)
+        if config.veil and rng.random() < config.veil:
+            image = veil(rng, image)
+        image = random_intensity(rng, image, config.intensity, teacher.invert)
         if config.dropout and rng.random() < config.dropout:
             image = blank_out(rng, image)
         layers = warp.layers(teacher.layers)
@@ -207,12 +211,12 @@ def _teacher(sample: Sample, model: ModelConfig, config: TrainConfig, lesson: Le
     )
 
 
-def _chances(samples: Sequence[Sample], balance: float) -> npt.NDArray[np.float64]:
-    kinds = [s.image.modality for s in samples]
-    if not any(kinds):
-        kinds = [s.image.group for s in samples]
-    counts = Counter(kinds)
-    chances = np.array([counts[kind] ** -balance if kind else 1.0 for kind in kinds], dtype=np.float64)
+def _chances(samples: Sequence[Sample], teachers: Sequence[_Teacher], balance: float) -> npt.NDArray[np.float64]:
+    named: list[str] | list[int] = [sample.image.modality for sample in samples]
+    if not any(named):
+        named = kinds([teacher.pixels for teacher in teachers])
+    counts = Counter(named)
+    chances = np.array([counts[kind] ** -balance for kind in named], dtype=np.float64)
     return np.asarray(chances / chances.sum())
 
 

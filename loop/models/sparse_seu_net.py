@@ -11,6 +11,7 @@ from loop.config import ModelConfig
 from loop.models.blocks import ConvBlock, Encoder
 
 N_CONVS = 4
+N_CONVS_BELOW = 2
 PLACES = 5
 PRIOR = 0.01
 RADIUS = 1.0
@@ -38,9 +39,10 @@ class SparseSEUNet(nn.Module):
     From the decoder's features a mask and an instance branch fork, each of four times (3x3 convolution, group
     normalisation, ReLU). With `levels: single` they fork once, at the masks' resolution; with `multi` at every level of
     the decoder, where each branch takes the decoder's features, the skip connection of that level and what the same
-    branch gave one level below, doubled in size (fig. 4.13 read so that the branches meet nowhere but in the
-    `InstanceHead`, and that the lowest fork is at the first level above the bottleneck). With `overlap` a second
-    decoder predicts where cells overlap; its features join those of the first before the last fork.
+    branch gave one level below, doubled in size. Figure 4.13 is read so that the lowest fork is at the first level
+    above the bottleneck and that the branches meet only in the `InstanceHead`; below the last level they have two
+    convolutions each, where the text gives no number. With `overlap` a second decoder predicts where cells overlap;
+    its features join those of the first before the last fork.
 
     `heads` are the names of the channels of `dense`, `stride` is what height and width must be multiples of,
     `embedding_size` the D of `embed`, `queries` the N. Windows at inference should be of the training crop's size: the
@@ -69,6 +71,7 @@ class SparseSEUNet(nn.Module):
             _Fork(
                 widths[level] * (1 + self.multi + (config.overlap and level == last)) + 2,
                 config.width,
+                N_CONVS if level == last else N_CONVS_BELOW,
                 first=level == forks[0],
             )
             for level in forks
@@ -221,11 +224,11 @@ class InstanceHead(nn.Module):
 class _Fork(nn.Module):
     """A mask and an instance branch of one level."""
 
-    def __init__(self, channels: int, width: int, *, first: bool) -> None:
+    def __init__(self, channels: int, width: int, n_convs: int, *, first: bool) -> None:
         super().__init__()
         below = 0 if first else width
-        self.mask = ConvBlock(channels + below, width, 0, N_CONVS)
-        self.instance = ConvBlock(channels + below, width, 0, N_CONVS)
+        self.mask = ConvBlock(channels + below, width, 0, n_convs)
+        self.instance = ConvBlock(channels + below, width, 0, n_convs)
 
     def forward(self, shared: Tensor, below: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
         """Features (B, width, h, w) of both from what they share and from their own of the level below."""

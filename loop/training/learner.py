@@ -1,7 +1,8 @@
 """A network that learns: its weights, optimiser and averaged weights, and one optimiser step at a time."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +26,12 @@ MAX_GRADIENT_NORM = 5.0
 class Learner:
     """A fresh network with AdamW and an average of its weights.
 
+    Attributes:
+        lesson: what crops must hold for the network.
+        net: on the group's device, in training mode; never compiled itself, so that it predicts images of any size.
+        average: of its weights.
+        steps: optimiser steps so far.
+
     Raises:
         ConfigError: the network is unknown, or the crop's side does not suit it.
     """
@@ -39,40 +46,44 @@ class Learner:
         self.net = net.to(device=group.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.average = AveragedWeights(self.net, config.ema)
         self.steps = 0
-        self._optimiser = torch.optim.AdamW(
-            self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-        )
         self._config = config
         self._group = group
         self._most = config.batch
-        if config.compile == "on" or (config.compile == "auto" and group.device.type == "cuda"):
-            self.net.compile()
-        self._call: nn.Module = self.net
-        if group.world > 1:
-            self._call = DistributedDataParallel(self.net, find_unused_parameters=self.lesson.most_cells is not None)
+        self._optimiser = torch.optim.AdamW(
+            self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        self._eager: nn.Module = self.net if group.world == 1 else DistributedDataParallel(self.net)
+        compiles = config.compile == "on" or (config.compile == "auto" and group.device.type == "cuda")
+        self._call: Callable[[Tensor], Any] = torch.compile(self._eager) if compiles else self._eager
+        self._proven = not compiles
 
     def step(self, batches: list[Batch], rate: float) -> Tensor:
-        """One optimiser step on the mean gradient of some batches; the mean loss, () on the device.
+        """One optimiser step on the mean gradient of some batches of all processes; their mean loss, () on the device.
 
-        A batch that does not fit into the GPU's memory is taken in pieces from then on, halved until they fit. What
-        it teaches stays the same, since the pieces' gradients are summed.
+        A batch that does not fit into the GPU's memory is taken in pieces from then on, halved until they fit; the
+        pieces' gradients are summed. Dice, and a sparse net's count of cells, are then of the piece, no longer of the
+        batch; all else is taught as before.
+
+        Args:
+            batches: at least one.
+            rate: the learning rate.
 
         Raises:
-            ConfigError: one crop alone does not fit.
+            ConfigError: one crop alone does not fit, or the network was to be compiled and cannot be.
         """
         for options in self._optimiser.param_groups:
             options["lr"] = rate
-        while True:
-            try:
-                loss = self._gradients(batches)
-                break
-            except torch.OutOfMemoryError as error:
-                self._halve(error)
+        loss = self._gradients(batches)
+        while loss is None:
+            if self._group.device.type == "cuda":
+                torch.cuda.empty_cache()
+            loss = self._gradients(batches)
+        self._proven = True
         nn.utils.clip_grad_norm_(self.net.parameters(), MAX_GRADIENT_NORM)
         self._optimiser.step()
         self.steps += 1
         self.average.update(self.net, self.steps)
-        return loss
+        return self._group.mean(loss)
 
     def finish(self) -> nn.Module:
         """The net with its averaged weights, in evaluation mode."""
@@ -80,18 +91,37 @@ class Learner:
         net: nn.Module = self.net.eval()
         return net
 
-    def _gradients(self, batches: list[Batch]) -> Tensor:
-        """Leaves the mean gradient of the batches in the parameters; their mean loss."""
+    def _gradients(self, batches: list[Batch]) -> Tensor | None:
+        """Leaves the mean gradient in the parameters; the mean loss, or None where another try may succeed."""
         self._optimiser.zero_grad(set_to_none=True)
+        try:
+            return self._accumulate(batches)
+        except torch.OutOfMemoryError as error:
+            self._halve(error)
+        except RuntimeError as error:
+            self._stop_compiling(error)
+        self._optimiser.zero_grad(set_to_none=True)
+        return None
+
+    def _accumulate(self, batches: list[Batch]) -> Tensor:
+        pieces = [
+            (batch.part(start, start + self._most), len(batch.image) * len(batches))
+            for batch in batches
+            for start in range(0, len(batch.image), self._most)
+        ]
         total = torch.zeros((), device=self._group.device)
-        for batch in batches:
-            crops = len(batch.image)
-            for start in range(0, crops, self._most):
-                piece = batch.part(start, min(start + self._most, crops))
-                loss = self._loss(piece) * (len(piece.image) / crops / len(batches))
+        for number, (piece, of) in enumerate(pieces, start=1):
+            with self._alone(number < len(pieces)):
+                loss = self._loss(piece) * (len(piece.image) / of)
                 loss.backward()  # type: ignore[no-untyped-call]
-                total += loss.detach()
+            total += loss.detach()
         return total
+
+    def _alone(self, alone: bool) -> AbstractContextManager[None]:
+        """Keeps the gradients to this process; the last backward pass of a step sends their sum to the others."""
+        if alone and isinstance(self._eager, DistributedDataParallel):
+            return self._eager.no_sync()
+        return nullcontext()
 
     def _loss(self, batch: Batch) -> Tensor:
         device = self._group.device
@@ -111,11 +141,20 @@ class Learner:
                 f"one crop of {self._config.crop} px does not fit into the GPU's memory; lower train.crop or "
                 "model.base, free the GPU, or set train.device: cpu"
             ) from error
-        self._optimiser.zero_grad(set_to_none=True)
-        if self._group.device.type == "cuda":
-            torch.cuda.empty_cache()
         logger.warning("the GPU's memory is full with %d crops a batch: halved to %d", self._most, self._most // 2)
         self._most //= 2
+
+    def _stop_compiling(self, error: RuntimeError) -> None:
+        """Goes on uncompiled where a compiler is missing or fails; any other error is raised again."""
+        if self._proven:
+            raise error
+        reason = next((line for line in str(error).splitlines() if line), type(error).__name__)
+        if self._config.compile == "on":
+            raise ConfigError(
+                f"the network cannot be compiled here ({reason}); install a C++ compiler, or set train.compile: off"
+            ) from error
+        logger.warning("the network cannot be compiled here (%s): it is trained uncompiled", reason)
+        self._call, self._proven = self._eager, True
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything that a training goes on from, but for `steps`: weights, averages and the optimiser's moments."""
@@ -128,7 +167,11 @@ class Learner:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Goes on from what `tensors` gave after `steps` steps."""
+        """Goes on from what `tensors` gave after `steps` steps.
+
+        Raises:
+            KeyError, RuntimeError: a tensor is missing or of another shape; the learner is then of no more use.
+        """
         weights = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
         self.net.load_state_dict(weights)
         for i, (parameter, average) in enumerate(zip(self.net.parameters(), self.average.tensors, strict=True)):
@@ -137,7 +180,7 @@ class Learner:
             moments = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
             if moments:
                 self._optimiser.state[parameter] = {
-                    name: tensor.clone() if name == "step" else tensor.to(parameter.device, copy=True)
+                    name: tensor.clone() if name == "step" else torch.empty_like(parameter).copy_(tensor)
                     for name, tensor in moments.items()
                 }
         self.steps = steps

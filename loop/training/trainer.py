@@ -1,6 +1,5 @@
 """Trains a segmenter on labelled images: the loop, top to bottom."""
 
-import logging
 import math
 import os
 import time
@@ -16,21 +15,19 @@ from torch import Tensor, nn
 
 from loop.config import InstanceConfig, ModelConfig, TrainConfig
 from loop.data.dataset import Batch, CropStream
-from loop.errors import NonFiniteError
+from loop.errors import CheckpointError, NonFiniteError
 from loop.models.runtime import resolve_device
+from loop.training.budget import Budget, Clock
 from loop.training.distributed import Group, process_group
 from loop.training.learner import Learner
-from loop.training.state import Progress, TrainingState
+from loop.training.state import Progress, TrainingState, recipe_of
 from loop.training.validation import Validation
 from loop.types import Sample
-
-logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10
 STORE_EVERY_S = 30.0
 
 Log = Callable[[int, dict[str, float]], None]
-Clock = Callable[[], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +66,9 @@ def train(
     """A segmenter trained from scratch until the budget of minutes, or of steps, is spent.
 
     AdamW; the learning rate rises over the first steps and then falls along a cosine to 0 at the end of the budget.
-    With `max_steps` the same samples, settings and machine give the same weights. No global seed is touched. Under
-    `torchrun` the processes train one model together on different crops, and each returns the same weights.
+    With `max_steps` the same samples, settings and machine give the same weights (on a GPU up to the order in which it
+    sums). No global seed is touched. Under `torchrun` the processes train one model together on different crops, and
+    each returns the same weights; the first alone logs, validates, stores and is asked whether to stop.
 
     Args:
         samples: at least one labelled image; images without cells teach background.
@@ -79,40 +77,55 @@ def train(
             pieces, with a warning in the log.
         log: called every ten steps and after the last with the step and {"loss": mean since the last call, "seconds":
             of the budget that are spent, "learning_rate": of this step, "seconds_left": expected}; after a validation
-            with {"validation_ap"} too.
+            with "validation_ap" beside them.
         instances: thresholds; the defaults otherwise. A sparse network's `tile` becomes the side of the crops.
         validation: images that the thresholds are fitted on, and that can end the training early (`patience`); the
-            weights of the best validation are then kept. They are not learnt from and must not be what the model is
-            judged by later.
-        state_dir: kept up to date, so that a killed training of the same images and settings goes on from there; with
-            `max_steps` it gives the weights that it would have given. The caller deletes it once those are stored.
-        should_stop: asked before each step; True ends the training early, with what was learnt so far.
+            weights of the best validation, or of the end where they are better still, are then kept. They are not
+            learnt from and must not be what the model is judged by later.
+        state_dir: kept up to date, so that a killed or stopped training of the same images and settings goes on from
+            there; with `max_steps` it gives the weights that it would have given. The caller deletes it once those are
+            stored.
+        should_stop: asked before each step but the first; True ends the training early, with what was learnt so far.
         clock: seconds of the budget; validating and storing do not count.
 
     Raises:
-        InputError: no samples.
-        ConfigError: the network or the device is unknown, the crop's side does not suit the network, or one crop does
-            not fit into the GPU's memory.
+        InputError: no samples, or a crop holds more cells than a sparse network can find.
+        ConfigError: the network or the device is unknown, the crop's side does not suit the network, one crop does not
+            fit into the GPU's memory, or the network cannot be compiled (`compile: on`).
         ImageError, LabelError, ShapeError: an image or its labels cannot be used.
         NonFiniteError: the loss became NaN or infinite.
-        CheckpointError: `state_dir` holds another training, or cannot be written.
+        CheckpointError: `state_dir` holds another training, or cannot be read or written.
     """
     with process_group(resolve_device(config.device)) as group:
         learner = Learner(model, config, group)
         stream = CropStream(samples, model, config, learner.lesson)
-        sparse = learner.lesson.most_cells is not None
         thresholds = instances or InstanceConfig()
-        if sparse:
+        if learner.lesson.most_cells is not None:
             thresholds = thresholds.model_copy(update={"tile": config.crop})
         judge = Validation(validation, model, config, thresholds) if validation and group.is_first else None
-        state = TrainingState(state_dir, samples, model, config) if state_dir is not None else None
-        run = _Run(learner, config, group, log, judge, state, clock, should_stop)
+        state = None
+        if state_dir is not None:
+            recipe = recipe_of([model, config, thresholds], group.world, samples, validation)
+            state = TrainingState(state_dir, recipe)
+        progress = _progress(state, learner, group)
+        run = _Run(
+            learner=learner,
+            config=config,
+            group=group,
+            budget=Budget(config, clock, progress.seconds),
+            progress=progress,
+            log=log,
+            judge=judge,
+            state=state if group.is_first else None,
+            should_stop=should_stop,
+        )
         run.go(stream)
-        net = run.finish()
-        figures = None
-        if judge is not None:
-            thresholds, figures = judge.fit(net)
-    return Trained(net, learner.steps, run.seconds, run.losses, thresholds, figures)
+        run.take_best()
+    net = learner.finish()
+    figures = None
+    if judge is not None:
+        thresholds, figures = judge.fit(net)
+    return Trained(net, learner.steps, run.budget.seconds, tuple(progress.losses), thresholds, figures)
 
 
 def learning_rate(step: int, progress: float, config: TrainConfig) -> float:
@@ -121,115 +134,127 @@ def learning_rate(step: int, progress: float, config: TrainConfig) -> float:
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+def _progress(state: TrainingState | None, learner: Learner, group: Group) -> Progress:
+    """How far the stored training is, which the learner goes on from; the same in every process of the group."""
+    progress = state.load(learner) if state is not None else Progress()
+    first = group.agree(learner.steps)
+    if learner.steps != first:
+        raise CheckpointError(
+            f"process {group.rank} found a state of {learner.steps} steps, the first process one of {first:.0f}; give "
+            "a folder that every machine sees"
+        )
+    return progress
+
+
+@dataclass(eq=False)
 class _Run:
-    """One pass through the budget, with what happens beside the steps: progress, validations, stored states."""
+    """One pass through the budget, with what happens beside the steps: reports, validations, stored states."""
 
-    def __init__(
-        self,
-        learner: Learner,
-        config: TrainConfig,
-        group: Group,
-        log: Log,
-        judge: Validation | None,
-        state: TrainingState | None,
-        clock: Clock,
-        should_stop: Callable[[], bool] | None,
-    ) -> None:
-        self._learner, self._config, self._group = learner, config, group
-        self._log, self._judge, self._state = log, judge, state
-        self._clock, self._should_stop = clock, should_stop
-        self._progress = state.load(learner) if state is not None else Progress()
-        self._losses: list[Tensor] = [torch.tensor(loss) for loss in self._progress.losses]
-        self._logged = len(self._losses)
-        self._last: dict[str, float] = {}
-        self._started = clock() - self._progress.seconds
-        self._stored_at = self._progress.seconds
-        self._ended: float | None = None
+    learner: Learner
+    config: TrainConfig
+    group: Group
+    budget: Budget
+    progress: Progress
+    log: Log
+    judge: Validation | None
+    state: TrainingState | None
+    should_stop: Callable[[], bool] | None
 
-    @property
-    def seconds(self) -> float:
-        """Of the budget that are spent."""
-        return self._clock() - self._started if self._ended is None else self._ended
-
-    @property
-    def losses(self) -> tuple[float, ...]:
-        """One a step."""
-        return tuple(torch.stack(self._losses).tolist())
+    def __post_init__(self) -> None:
+        self._recent: list[Tensor] = []
+        self._rate = 0.0
+        self._told_at = self.learner.steps // LOG_EVERY * LOG_EVERY
+        self._mean_loss: dict[str, float] = {}
+        self._validated_at = -1
+        self._stored_at = self.progress.seconds
 
     def go(self, stream: CropStream) -> None:
         """Steps until the budget is spent or something ends it; every process of the group ends at the same step."""
-        config, group = self._config, self._group
-        rate = 0.0
-        with _batches(stream, config, group, len(self._losses)) as batches:
+        learner = self.learner
+        with _batches(stream, self.config, self.group, learner.steps) as batches:
             while True:
-                step = len(self._losses)
-                seconds = self.seconds
-                progress = step / config.max_steps if config.max_steps else seconds / (60 * config.minutes)
-                progress = group.agree(1.0 if step and self._is_over(progress) else progress)
-                if step and progress >= 1:
+                spent = self.group.agree(1.0 if self._is_over() else self.budget.share(learner.steps))
+                if learner.steps and spent >= 1:
                     break
-                rate = learning_rate(step, progress, config)
-                loss = self._learner.step(next(batches), rate)
-                self._losses.append(loss.cpu() if group.device.type == "cpu" else loss)
-                if len(self._losses) - self._logged == LOG_EVERY:
-                    self._tell(rate, progress)
-                self._pause(rate, progress)
-        self._ended = self._clock() - self._started
-        if self._logged < len(self._losses):
-            self._tell(rate, 1.0)
+                self._rate = learning_rate(learner.steps, spent, self.config)
+                self._recent.append(learner.step(next(batches), self._rate))
+                self._pause(spent)
+                if learner.steps % LOG_EVERY == 0 and self._told_at < learner.steps:
+                    self._tell()
+        self.budget.end()
+        if self._told_at < learner.steps:
+            self._tell()
+        self._store()
 
-    def finish(self) -> nn.Module:
-        """The net with the averaged weights of the end, or of the best validation where `patience` asks for it."""
-        if self._progress.best and self._config.patience:
-            for average, kept in zip(self._learner.average.tensors, self._progress.best, strict=True):
-                average.copy_(kept)
-        return self._learner.finish()
+    def take_best(self) -> None:
+        """Puts the averaged weights of the best validation in place of the last, where `patience` asks for it."""
+        if not self.config.patience:
+            return
+        average = self.learner.average.tensors
+        if self.judge is not None and self.progress.best:
+            if self._validated_at < self.learner.steps:
+                self._validate(self.judge)
+            for current, kept in zip(average, self.progress.best, strict=True):
+                current.copy_(kept)
+        self.group.share(average)
 
-    def _is_over(self, progress: float) -> bool:
-        if progress >= 1 or (self._should_stop is not None and self._should_stop()):
+    def _is_over(self) -> bool:
+        if self.learner.steps and self.should_stop is not None and self.should_stop():
             return True
-        return bool(self._config.patience) and self._progress.worse >= self._config.patience
+        return bool(self.config.patience) and self.progress.worse >= self.config.patience
 
-    def _tell(self, rate: float, progress: float) -> None:
+    def _tell(self, **more: float) -> None:
         """Reports the steps since the last report."""
-        mean = float(torch.stack(self._losses[self._logged :]).float().mean())
-        if not math.isfinite(mean):
-            raise NonFiniteError(
-                f"the loss became {mean} within step {len(self._losses)}; lower train.learning_rate or set "
-                "train.precision: fp32"
-            )
-        self._logged = len(self._losses)
-        seconds = self.seconds
-        left = seconds / progress - seconds if progress > 0 else 60 * self._config.minutes
-        self._last = {"loss": mean, "seconds": seconds, "learning_rate": rate, "seconds_left": max(left, 0.0)}
-        if self._group.is_first:
-            self._log(self._logged, self._last)
+        self._read_losses()
+        new = self.progress.losses[self._told_at :]
+        if new:
+            self._mean_loss = {"loss": math.fsum(new) / len(new)}
+        self._told_at = self.learner.steps
+        if self.group.is_first:
+            spent = {"seconds": self.budget.seconds, "learning_rate": self._rate}
+            left = {"seconds_left": self.budget.left(self.learner.steps)}
+            self.log(self.learner.steps, {**self._mean_loss, **spent, **left, **more})
 
-    def _pause(self, rate: float, progress: float) -> None:
+    def _read_losses(self) -> None:
+        """Moves the losses of the last steps from the device to `progress`."""
+        losses = [float(loss) for loss in torch.stack(self._recent).tolist()] if self._recent else []
+        self._recent.clear()
+        for step, loss in enumerate(losses, start=len(self.progress.losses) + 1):
+            if not math.isfinite(loss):
+                raise NonFiniteError(
+                    f"the loss became {loss} in step {step}; lower train.learning_rate or set train.precision: fp32"
+                )
+        self.progress.losses += losses
+
+    def _pause(self, spent: float) -> None:
         """Validates and stores when it is time; the clock of the budget stands still meanwhile."""
-        started = self._clock()
-        due = int(progress * (self._config.validations + 1))
-        if self._judge is not None and due > self._progress.validated:
-            self._progress.validated = due
-            if self._logged < len(self._losses):
-                self._tell(rate, progress)
-            self._validate(self._judge)
-        seconds = started - self._started
-        if self._state is not None and self._group.is_first and seconds - self._stored_at >= STORE_EVERY_S:
-            self._stored_at = seconds
-            self._progress.losses, self._progress.seconds = self.losses, seconds
-            self._state.save(self._learner, self._progress)
-        self._started += self._clock() - started
+        due = int(spent * (self.config.validations + 1))
+        if self.judge is not None and due > self.progress.validated:
+            self.progress.validated = due
+            with self.budget.paused():
+                self._validate(self.judge)
+        if self.budget.seconds - self._stored_at >= STORE_EVERY_S:
+            with self.budget.paused():
+                self._store()
 
     def _validate(self, judge: Validation) -> None:
-        with self._learner.average.lent_to(self._learner.net):
-            ap = judge.ap(self._learner.net)
-        if ap > self._progress.best_ap:
-            self._progress.best_ap, self._progress.worse = ap, 0
-            self._progress.best = [tensor.clone() for tensor in self._learner.average.tensors]
+        self._validated_at = self.learner.steps
+        with self.learner.average.lent_to(self.learner.net):
+            ap = judge.ap(self.learner.net)
+        if ap > self.progress.best_ap:
+            self.progress.best_ap, self.progress.worse = ap, 0
+            self.progress.best = [tensor.clone() for tensor in self.learner.average.tensors]
         else:
-            self._progress.worse += 1
-        self._log(len(self._losses), {**self._last, "validation_ap": ap})
+            self.progress.worse += 1
+        self._tell(validation_ap=ap)
+
+    def _store(self) -> None:
+        self._stored_at = self.budget.seconds
+        if self.state is None:
+            return
+        self._read_losses()
+        self.progress.seconds = self._stored_at
+        self.state.save(self.learner, self.progress)
 
 
 @contextmanager
@@ -238,7 +263,7 @@ def _batches(stream: CropStream, config: TrainConfig, group: Group, done: int) -
 
     Batch k of process r in step s is number (s * accumulate + k) * world + r of the stream.
     """
-    workers = 1 if group.device.type == "cpu" else max(1, min(8, (os.cpu_count() or 2) - 1))
+    workers = 1 if group.device.type == "cpu" else max(1, min(8, (os.cpu_count() or 2) // group.world - 1))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="crops")
 
     def made(step: int) -> list[Batch]:

@@ -63,13 +63,15 @@ def test_shapes_and_gradients(levels, mask_stride, extras):
         assert bool(torch.isfinite(parameter.grad).all()), name
 
 
-def test_four_convolutions_a_branch_at_every_level_that_forks():
-    for levels, n_forks in (("single", 1), ("multi", 3)):
-        net = build(levels=levels, mask_stride=1)
-        branches = [branch for fork in net.forks for branch in (fork.mask, fork.instance)]
-        assert len(branches) == 2 * n_forks
-        for branch in branches:
-            assert [m.kernel_size for m in branch.modules() if isinstance(m, torch.nn.Conv2d)] == [(3, 3)] * 4
+def convolutions(branch):
+    return [m.kernel_size for m in branch.modules() if isinstance(m, torch.nn.Conv2d)]
+
+
+@pytest.mark.parametrize(("levels", "expected"), [("single", [4]), ("multi", [2, 2, 4])])
+def test_branches_fork_where_the_levels_say(levels, expected):
+    net = build(levels=levels, mask_stride=1)
+    for kind in ("mask", "instance"):
+        assert [convolutions(getattr(fork, kind)) for fork in net.forks] == [[(3, 3)] * n for n in expected]
 
 
 def test_encoder_and_decoder_carry_squeeze_and_excitation():

@@ -77,26 +77,31 @@ def test_a_second_round_without_news_changes_nothing(project: DrawnProject) -> N
     assert open_predictions(project) == before
 
 
-def test_backend_serves_the_published_champion(project: DrawnProject) -> None:
-    context = project.context
-    row = context.index.images("loop-test", state="open")[0]
+def ask_backend(drawn: DrawnProject, context: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """The backend's answer for the first open image, or to a click in it; None while it has no model."""
+    project = drawn.context.project
+    row = drawn.context.index.images(drawn.context.project_name, state="open")[0]
     body = {
         "tasks": [{"id": row.task_id, "data": {"image": row.display}}],
-        "project": f"{context.project.ls_project_id}.1",
-        "label_config": context.project.label_config,
-        "params": {"context": None},
+        "project": f"{project.ls_project_id}.1",
+        "label_config": project.label_config,
+        "params": {"context": context},
     }
+    answer = httpx.post(f"{drawn.context.endpoints.backend_url}/predict", json=body, timeout=60)
+    return dict(answer.json()["results"][0]) if answer.status_code == 200 else None
 
-    def served() -> bool:
-        answer = httpx.post(f"{context.endpoints.backend_url}/predict", json=body, timeout=30)
-        if answer.status_code != 200:
-            return False
-        result = answer.json()["results"][0]
-        return bool(result["model_version"] == context.project.published_version)
 
-    eventually(served, 40, "the backend serves the champion")
-    published = context.label_studio.predictions(row.task_id or 0)[0]
-    answer = httpx.post(f"{context.endpoints.backend_url}/predict", json=body, timeout=30).json()["results"][0]
+def serves_what_is_published(drawn: DrawnProject) -> bool:
+    answer = ask_backend(drawn)
+    return answer is not None and answer["model_version"] == drawn.context.project.published_version
+
+
+def test_backend_serves_the_published_champion(project: DrawnProject) -> None:
+    eventually(lambda: serves_what_is_published(project), 40, "the backend serves the champion")
+    row = project.context.index.images("loop-test", state="open")[0]
+    published = project.context.label_studio.predictions(row.task_id or 0)[0]
+    answer = ask_backend(project)
+    assert answer is not None
     assert len(answer["result"]) == len(published.result)
 
 
@@ -317,3 +322,23 @@ def flow_runs(url: str, deployment: str, flow: str = "watch") -> list[dict[str, 
     answer.raise_for_status()
     runs: list[dict[str, Any]] = answer.json()
     return runs
+
+
+@pytest.mark.parametrize("model", ["unet", "sparse_seu_net"])
+def test_every_architecture_trains_is_gated_and_serves_by_configuration_alone(
+    workspace: Workspace, tmp_path: Path, model: str
+) -> None:
+    name = f"loop-{model.replace('_', '-')}"
+    overrides = {"model.name": model, "model.width": 16, "model.queries": 30, "gate.min_images": 2}
+    drawn = make_project(workspace, tmp_path, name, n=10, **overrides)
+    run_round(drawn.context)
+    label_tasks(drawn.context, drawn.labels, 6)
+    run_round(drawn.context)
+    assert [row.decision for row in drawn.context.index.rounds(name)] == ["none", "first"]
+    assert all(len(found) == 1 for found in open_predictions(drawn).values())
+    eventually(lambda: serves_what_is_published(drawn), 60, f"the backend serves {model}")
+    click = {"type": "keypointlabels", "original_width": 96, "original_height": 96, "image_rotation": 0}
+    click["value"] = {"x": 50.0, "y": 50.0, "width": 0.3, "keypointlabels": ["Cell"]}
+    answer = ask_backend(drawn, {"result": [{**click, "id": "k1", "from_name": "point", "to_name": "image"}]})
+    assert answer is not None
+    assert len(answer["result"]) <= 1
