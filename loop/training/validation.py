@@ -8,12 +8,14 @@ from torch import nn
 
 from loop.config import InstanceConfig, ModelConfig, TrainConfig
 from loop.data.store import read_image
+from loop.errors import ShapeError
 from loop.metrics.instance import evaluate, image_ap
 from loop.models.segmenter import Segmenter, Sighting
 from loop.types import Instances, Sample, UInt8Array
 
 MOST_ON_THE_WAY = 8
 MOST_AT_THE_END = 24
+MOST_PIXELS = 24 * 520 * 520
 
 DENSE_GRID: Mapping[str, tuple[float, ...]] = {
     "split": (0.1, 0.2, 0.3, 0.45),
@@ -33,16 +35,24 @@ class Validation:
         """Reads the images; of many, some of each modality.
 
         Args:
-            samples: at least one; none of them may be learnt from.
+            samples: at least one; none of them may be learnt from. At most 24, and not more pixels than 24 images of
+                520 x 520 px have, are used, but for one image always.
             model: what the nets are built from.
             config: device, precision and seed.
             instances: the thresholds to start from.
 
         Raises:
             ImageError: an image cannot be read.
+            ShapeError: the cells of an image are of another size than its pixels.
         """
-        self._samples = _spread(samples, MOST_AT_THE_END, config.seed)
+        self._samples = _spread(samples, MOST_AT_THE_END, MOST_PIXELS, config.seed)
         self._pixels = [read_image(sample.image.path).pixels for sample in self._samples]
+        for pixels, (image, cells, _) in zip(self._pixels, self._samples, strict=True):
+            if pixels.shape[:2] != cells.shape:
+                raise ShapeError(
+                    f"{image.image_id}: the image is {pixels.shape[:2]} px, its cells are drawn on {cells.shape}; give "
+                    "labels of the image's size"
+                )
         self._model = model
         self._config = config
         self._instances = instances
@@ -50,24 +60,32 @@ class Validation:
     def ap(self, net: nn.Module) -> float:
         """Mean over up to eight images of their AP .50:.95; the net must be in evaluation mode and stays as it is."""
         segmenter = self._segmenter(net)
-        seen = list(zip(self._samples, self._pixels, strict=True))[:MOST_ON_THE_WAY]
-        return float(np.mean([image_ap(_cells(segmenter, pixels), sample.instances) for sample, pixels in seen]))
+        seen = list(zip(self._pixels, self._samples, strict=True))[:MOST_ON_THE_WAY]
+        found = [segmenter.cells(_look(segmenter, pixels, sample)) for pixels, sample in seen]
+        return float(
+            np.mean([image_ap(cells, sample.instances) for cells, (_, sample) in zip(found, seen, strict=True)])
+        )
 
     def fit(self, net: nn.Module) -> tuple[InstanceConfig, dict[str, float]]:
-        """The thresholds that serve the validation images best, and AP, macro AP and F1 with them.
+        """The thresholds that serve the validation images best, and AP, AP50, macro AP and F1 with them.
 
-        One threshold after the other over a small grid. What is raised is the mean of AP
-        and F1, each over all images and as the mean over modalities, so that neither ranking nor counting, neither the
-        frequent nor the rare is sacrificed. Each image goes through the network once.
+        One threshold after the other over a small grid, each kept only where it raises the mean of AP and F1, both over
+        all images and as the mean over modalities, so that neither ranking nor counting, neither the frequent nor the
+        rare is sacrificed. Each image goes through the network once.
+
+        Raises:
+            NonFiniteError: the net gives NaN or infinity; the text names the image.
         """
-        segmenter = self._segmenter(net, floor=SPARSE_GRID["floor"][0])
-        sightings = [segmenter.look(pixels) for pixels in self._pixels]
+        floor = min(self._instances.floor, *SPARSE_GRID["floor"])
+        segmenter = self._segmenter(net, floor=floor)
+        sightings = [_look(segmenter, *seen) for seen in zip(self._pixels, self._samples, strict=True)]
+        trial = _Trial(segmenter, sightings, self._samples)
         best = self._instances
-        figures = self._measure(segmenter, sightings, best)
+        figures = trial.measure(best)
         for name, values in (SPARSE_GRID if segmenter.is_sparse else DENSE_GRID).items():
             for value in values:
                 tried = best.model_copy(update={name: value})
-                found = figures if tried == best else self._measure(segmenter, sightings, tried)
+                found = figures if tried == best else trial.measure(tried)
                 if _worth(found) > _worth(figures):
                     best, figures = tried, found
         return best, {key: float(figures[key]) for key in ("ap", "ap50", "macro_ap", "f1")}
@@ -76,16 +94,33 @@ class Validation:
         thresholds = self._instances.model_copy(update=changes)
         return Segmenter(net, self._model, thresholds, device=self._config.device, precision=self._config.precision)
 
-    def _measure(self, segmenter: Segmenter, sightings: Sequence[Sighting], config: InstanceConfig) -> dict[str, Any]:
-        pairs = [
-            (segmenter.cells(sighting, config), sample.instances)
-            for sighting, sample in zip(sightings, self._samples, strict=True)
-        ]
+
+class _Trial:
+    """What thresholds give on images that were looked at; the cells of all scores are drawn once."""
+
+    def __init__(self, segmenter: Segmenter, sightings: Sequence[Sighting], samples: Sequence[Sample]) -> None:
+        self._segmenter = segmenter
+        self._sightings = sightings
+        self._samples = samples
+        self._drawn: dict[InstanceConfig, list[Instances]] = {}
+
+    def measure(self, config: InstanceConfig) -> dict[str, Any]:
+        """What `evaluate` says of the cells with these thresholds."""
+        found = self._cells(config)
+        pairs = [(cells, sample.instances) for cells, sample in zip(found, self._samples, strict=True)]
         return evaluate(pairs, modalities=[sample.image.modality for sample in self._samples])
 
+    def _cells(self, config: InstanceConfig) -> list[Instances]:
+        if self._segmenter.is_sparse:
+            return [self._segmenter.cells(sighting, config) for sighting in self._sightings]
+        every = config.model_copy(update={"min_score": 0.0})
+        if every not in self._drawn:
+            self._drawn[every] = [self._segmenter.cells(sighting, every) for sighting in self._sightings]
+        return [cells.take(np.flatnonzero(cells.scores >= config.min_score)) for cells in self._drawn[every]]
 
-def _cells(segmenter: Segmenter, pixels: UInt8Array) -> Instances:
-    return segmenter.cells(segmenter.look(pixels))
+
+def _look(segmenter: Segmenter, pixels: UInt8Array, sample: Sample) -> Sighting:
+    return segmenter.look(pixels, image_id=sample.image.image_id)
 
 
 def _worth(figures: Mapping[str, Any]) -> float:
@@ -93,8 +128,8 @@ def _worth(figures: Mapping[str, Any]) -> float:
     return float(np.mean([figures["ap"], figures["macro_ap"], figures["f1"], macro_f1]))
 
 
-def _spread(samples: Sequence[Sample], most: int, seed: int) -> list[Sample]:
-    """At most `most` of the samples in random order, the modalities taking turns."""
+def _spread(samples: Sequence[Sample], most: int, most_pixels: int, seed: int) -> list[Sample]:
+    """Some of the samples in random order, the modalities taking turns; one at least."""
     rng = np.random.default_rng(seed)
     shuffled = [samples[int(i)] for i in rng.permutation(len(samples))]
     turns: dict[str, int] = {}
@@ -102,4 +137,11 @@ def _spread(samples: Sequence[Sample], most: int, seed: int) -> list[Sample]:
     for place, sample in enumerate(shuffled):
         turn = turns[sample.image.modality] = turns.get(sample.image.modality, -1) + 1
         ordered.append((turn, place, sample))
-    return [sample for _, _, sample in sorted(ordered, key=lambda entry: entry[:2])][:most]
+    chosen: list[Sample] = []
+    pixels = 0
+    for _, _, sample in sorted(ordered, key=lambda entry: entry[:2]):
+        size = sample.instances.shape[0] * sample.instances.shape[1]
+        if len(chosen) < most and (not chosen or pixels + size <= most_pixels):
+            chosen.append(sample)
+            pixels += size
+    return chosen
