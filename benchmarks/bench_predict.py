@@ -5,7 +5,7 @@ before. Whole predictions: network, watershed, uncertainty and embedding. `netwo
 
     python benchmarks/bench_predict.py --images examples/dsb2018-mini --model DIR
 
---model is a folder that `celloop train` or bench_dsb2018.py --out wrote. Without it the weights are random: the
+--model is a folder that `celloop train` or bench_models.py --out wrote. Without it the weights are random: the
 network costs the same then, but the cells mean nothing, and neither does the time that they take.
 """
 

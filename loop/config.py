@@ -36,7 +36,7 @@ class ModelConfig(_Frozen):
     )
     queries: int = Field(100, ge=4, le=1000, description="sparse_seu_net: most cells of a window")
     levels: Literal["single", "multi"] = Field("multi", description="sparse_seu_net: where instance branches fork")
-    width: int = Field(64, ge=8, le=512, description="sparse_seu_net: channels of the mask and instance branches")
+    width: int = Field(32, ge=8, le=512, description="sparse_seu_net: channels of the mask and instance branches")
     mask_stride: Literal[1, 2, 4] = Field(2, description="sparse_seu_net: masks are predicted this much smaller")
     overlap: bool = Field(False, description="sparse_seu_net: an overlap head whose features feed the branches")
     objectness: bool = Field(False, description="sparse_seu_net: cells also predict their own IoU")
@@ -60,7 +60,7 @@ class InstanceConfig(_Frozen):
     tile: int = Field(512, ge=64, description="side of a window at inference, px")
     overlap: int = Field(128, ge=0, description="how far windows overlap, px")
     tta: Literal[1, 2, 4, 8] = Field(1, description="an image is looked at in so many flips and turns")
-    floor: float = Field(0.2, ge=0, lt=1, description="sparse_seu_net: cells of a lower score are dropped")
+    floor: float = Field(0.1, ge=0, lt=1, description="sparse_seu_net: cells of a lower score are dropped")
 
 
 class TrainConfig(_Frozen):
@@ -90,7 +90,7 @@ class TrainConfig(_Frozen):
     overlap_use: Literal["target", "loss"] = Field("target", description="the map scales the target or the loss")
     focal_alpha: float = Field(0.25, gt=0, lt=1, description="share of the positive side in the focal loss")
     focal_gamma: float = Field(2.0, ge=0, description="how much easy pixels are left out of the focal loss")
-    class_weight: float = Field(2.0, gt=0, description="sparse_seu_net: of the class loss")
+    class_weight: float = Field(4.0, gt=0, description="sparse_seu_net: of the class loss")
     mask_dice_weight: float = Field(2.0, ge=0, description="sparse_seu_net: of the masks' Dice loss")
     mask_bce_weight: float = Field(5.0, ge=0, description="sparse_seu_net: of the masks' cross-entropy")
     objectness_weight: float = Field(1.0, ge=0, description="sparse_seu_net: of the IoU's squared error")
@@ -100,7 +100,9 @@ class TrainConfig(_Frozen):
     elastic: float = Field(2.0, ge=0, le=20, description="standard deviation of the smooth displacement, px")
     intensity: float = Field(1.0, ge=0, le=2, description="strength of the changes of brightness, colour and noise")
     invert: float = Field(0.0, ge=0, le=1, description="share of crops whose intensities are inverted")
-    veil: float = Field(0.0, ge=0, le=1, description="share of crops with dim blobs behind the cells that are no cells")
+    veil: float = Field(
+        0.15, ge=0, le=1, description="share of crops with dim blobs behind the cells that are no cells"
+    )
     dropout: float = Field(0.0, ge=0, le=1, description="share of crops in which rectangles are blanked out")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"

@@ -89,8 +89,20 @@ def learn(draw: Draw, given: Any) -> tuple[models.CellposeModel, models.SizeMode
     else:
         epochs = max(1, given.max_steps // an_epoch)
     model, path, seconds = run(epochs, "cellpose")
-    model.pretrained_model = path
     start = time.perf_counter()
+    size = learn_size(model, path, images, flows, passes=SIZE_EPOCHS if given.max_steps is None else 1)
+    facts = {
+        "steps": epochs * an_epoch,
+        "size_model_minutes": round((time.perf_counter() - start) / 60, 2),
+        "diam_mean": round(diameter, 2),
+    }
+    return model, size, seconds, facts
+
+
+def learn_size(
+    model: models.CellposeModel, path: str, images: list[np.ndarray], flows: list[np.ndarray], *, passes: int
+) -> models.SizeModel:
+    """Cellpose's model of the diameter of an image's cells, from the styles of the trained network."""
     train.train_size(
         model.net,
         path,
@@ -100,15 +112,9 @@ def learn(draw: Draw, given: Any) -> tuple[models.CellposeModel, models.SizeMode
         batch_size=BATCH,
         min_train_masks=MIN_MASKS,
         bsize=SIDE,
-        n_epochs=SIZE_EPOCHS if given.max_steps is None else 1,
+        n_epochs=passes,
     )
-    size = models.SizeModel(model, pretrained_size=f"{path}_size.npy")
-    facts = {
-        "steps": epochs * an_epoch,
-        "size_model_minutes": round((time.perf_counter() - start) / 60, 2),
-        "diam_mean": round(diameter, 2),
-    }
-    return model, size, seconds, facts
+    return models.SizeModel(model, pretrained_size=f"{path}_size.npy")
 
 
 def look(model: models.CellposeModel, image: np.ndarray, diameter: float) -> Raw:

@@ -186,7 +186,6 @@ class Segmenter:
                 self._queries,
                 stretched,
                 config,
-                stride=stride,
                 at_once=at_once,
                 image_id=image_id,
                 model_version=self.model_version,

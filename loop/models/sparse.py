@@ -44,7 +44,6 @@ def look(
     stretched: UInt8Array,
     config: InstanceConfig,
     *,
-    stride: int,
     at_once: int = 1,
     image_id: str = "",
     model_version: str = "",
@@ -52,14 +51,13 @@ def look(
     """Cells and maps of an image of any size.
 
     The image is cut into windows of `tile`, which must be the side of the training crops: a query answers for places
-    of a frame of that size. Cells of overlapping windows are joined. With `tta` above 1 the cells of several flips and
-    turns are fused: one found in few of them loses score.
+    of a frame of that size; smaller images are mirrored up to it. Cells of overlapping windows are joined. With `tta`
+    above 1 the cells of several flips and turns are fused: one found in few of them loses score.
 
     Args:
         forward: the network.
         stretched: (H, W, C) uint8 as `stretch` gives it.
         config: `tile`, `overlap`, `tta`, `floor` and `min_area`.
-        stride: of the network, px.
         at_once: windows a pass.
         image_id: goes into the instances.
         model_version: goes into the instances.
@@ -69,7 +67,7 @@ def look(
     maps: list[FloatArray] = []
     for view in TRANSFORMS[: config.tta]:
         turned = np.ascontiguousarray(apply(view, stretched.transpose(2, 0, 1)).transpose(1, 2, 0))
-        seen = _one_view(forward, turned, config, stride, at_once, names)
+        seen = _one_view(forward, turned, config, at_once, names)
         found.append(invert_instances(view, seen[0]))
         maps.append(invert(view, seen[1]))
     together = np.asarray(sum(maps[1:], maps[0]) / np.float32(len(maps)))
@@ -77,7 +75,7 @@ def look(
 
 
 def _one_view(
-    forward: Forward, stretched: UInt8Array, config: InstanceConfig, stride: int, at_once: int, names: _Names
+    forward: Forward, stretched: UInt8Array, config: InstanceConfig, at_once: int, names: _Names
 ) -> tuple[Instances, FloatArray]:
     """The cells and the (1 + K, H, W) maps of one view of the image."""
     shape = (stretched.shape[0], stretched.shape[1])
@@ -88,10 +86,10 @@ def _one_view(
     def parts() -> Iterator[tuple[Window, FloatArray]]:
         for start in range(0, len(windows), at_once):
             together = windows[start : start + at_once]
-            batch = forward(padded_windows(stretched, together, stride))
+            batch = forward(padded_windows(stretched, together, config.tile))
             for i, window in enumerate(together):
                 part = QueryBatch(batch.masks[i], batch.confidences[i], batch.dense[i])
-                found, maps = _read(part, window, stride, config, names)
+                found, maps = _read(part, window, config, names)
                 cells.append((window, found))
                 yield window, maps
 
@@ -99,16 +97,13 @@ def _one_view(
     return merge_windows(shape, cells), maps
 
 
-def _read(
-    part: QueryBatch, window: Window, stride: int, config: InstanceConfig, names: _Names
-) -> tuple[Instances, FloatArray]:
+def _read(part: QueryBatch, window: Window, config: InstanceConfig, names: _Names) -> tuple[Instances, FloatArray]:
     """The cells of one window and its (1 + K, h, w) maps; `part` holds (N, ., .), (N,) and (K, ., .)."""
     size = (window.y1 - window.y0, window.x1 - window.x0)
-    padded = (size[0] + -size[0] % stride, size[1] + -size[1] % stride)
-    wide = padded[0] // part.masks.shape[1]
+    wide = config.tile // part.masks.shape[1]
     found = instances_from_queries(part.masks, part.confidences, size, config, floor=config.floor, stride=wide, **names)
     interior = interior_of(part.masks, part.confidences, config.floor)
-    large = cv2.resize(interior, padded[::-1], interpolation=cv2.INTER_LINEAR)[None]
+    large = cv2.resize(interior, (config.tile, config.tile), interpolation=cv2.INTER_LINEAR)[None]
     return found, unpad(np.concatenate([large, part.dense]), size)
 
 

@@ -8,13 +8,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from loop.config import ModelConfig
+from loop.errors import ConfigError
 from loop.models.blocks import ConvBlock, Encoder
 
 N_CONVS = 4
 N_CONVS_BELOW = 2
 PLACES = 5
+MOMENTS = 3
 PRIOR = 0.01
-RADIUS = 1.0
+RADIUS = 0.7
+STEEP = 2.0
+SHARPNESS = math.log(4.0)
 
 
 class SparseOutput(NamedTuple):
@@ -53,7 +57,17 @@ class SparseSEUNet(nn.Module):
     """
 
     def __init__(self, config: ModelConfig) -> None:
+        """Builds it.
+
+        Raises:
+            ConfigError: the masks would be no finer than the bottleneck, so that no decoder is left.
+        """
         super().__init__()
+        if config.mask_stride >= 2**config.depth:
+            raise ConfigError(
+                f"model.mask_stride={config.mask_stride} with model.depth={config.depth} leaves no decoder; give a "
+                f"mask_stride below {2**config.depth}, or more depth"
+            )
         widths = [config.base * 2**level for level in range(config.depth + 1)]
         last = int(math.log2(config.mask_stride))
         self.heads: tuple[str, ...] = ("overlap",) if config.overlap else ()
@@ -144,49 +158,46 @@ class SparseSEUNet(nn.Module):
 class InstanceHead(nn.Module):
     """Mask and instance features to N masks and classes by instance activation maps.
 
-    A = sigmoid(conv3x3(I) + P), normalised to sum 1 a query; a = A' X^T (eq. 4.9) with X = the instance features I and
-    the pixels' places; class and kernel by linear layers from a; mask = kernel . (mask features, places, 1).
+    A = sigmoid(conv3x3(I) + P), normalised to sum 1 a query; a = A' X^T (eq. 4.9), X = the instance features I; class
+    and kernel by linear layers from a; mask = kernel . mask features.
 
-    Source: Prytula 2023, section 4.5.2. Differs: places, i.e. (u, v, u^2, uv, v^2) with the frame sqrt(N) wide, stand
-    beside the features: P gives each query a place of its own, a knows where it looked, and a kernel can keep its mask
-    there. Convolutions alone see equal cells as equal. `start` makes query i look around node i of a lattice and draw
-    a disc around what it found, so that from the first step on different queries answer for different cells.
+    Source: Prytula 2023, section 4.5.2. Differs, because convolutions alone see equal cells as equal wherever they lie:
+    P falls off with the squared distance from a point of the query's own; a also holds how far A' spreads (its second
+    moments); the kernel also weighs the offsets from the middle of A' and their products, so that it can keep its
+    mask there (relative coordinates, as in CondInst, Tian et al. 2020); the classes also take the logarithm of the sum
+    of A before it is normalised. The weights of the convolution are the sum of a part that all queries share and of one
+    each. Offsets are in units of the frame's side / sqrt(N). `start` spreads the points over a lattice and makes each
+    mask a disc around what its query found.
     """
 
     def __init__(self, width: int, queries: int, *, objectness: bool) -> None:
         super().__init__()
         self.queries = queries
         self.width = width
-        self.activation = nn.Conv2d(width, queries + 1, 3, padding=1)
-        self.place = nn.Linear(PLACES, queries)
-        self.kernel = nn.Linear(width + PLACES, width + PLACES + 1)
-        self.classify = nn.Linear(width + PLACES + 1, 1)
-        self.judge = nn.Linear(width + PLACES + 1, 1) if objectness else None
+        self.activation = nn.Conv2d(width, queries + 1, 3, padding=1, bias=False)
+        self.rarity = nn.Parameter(torch.zeros(queries))
+        self.points = nn.Parameter(torch.zeros(queries, 2))
+        self.sharpness = nn.Parameter(torch.zeros(queries))
+        self.kernel = nn.Linear(width + MOMENTS, width + PLACES + 1)
+        self.classify = nn.Linear(width + MOMENTS + 1, 1)
+        self.judge = nn.Linear(width + MOMENTS + 1, 1) if objectness else None
         self.start()
 
     @torch.no_grad()
     def start(self) -> None:
-        """Makes queries rare and gives each its place; keeps the random weights of the features, made smaller."""
-        u, v = (lattice(self.queries) * math.sqrt(self.queries) / 2).unbind(1)
-        one, none = torch.ones_like(u), torch.zeros_like(u)
+        """Makes queries rare and gives each its place; keeps the random weights of the features, some made smaller."""
         self.activation.weight[1:].mul_(0.1)
-        nn.init.zeros_(self.activation.bias)  # type: ignore[arg-type]
-        nn.init.constant_(self.activation.bias[:1], prior_logit(PRIOR))  # type: ignore[index]
-        self.place.weight.copy_(torch.stack([2 * u, 2 * v, -one, none, -one], dim=1))
-        self.place.bias.copy_(-(u**2) - v**2)
-        width, steep = self.width, 2.0
+        nn.init.constant_(self.rarity, prior_logit(PRIOR))
+        self.points.copy_(lattice(self.queries) * self._reach)
+        nn.init.constant_(self.sharpness, SHARPNESS)
         self.kernel.weight.mul_(0.2)
-        nn.init.zeros_(self.kernel.weight[:, width:])
-        nn.init.zeros_(self.kernel.weight[width:])
+        nn.init.zeros_(self.kernel.weight[self.width :])
         nn.init.zeros_(self.kernel.bias)
-        for axis, square in ((width, width + 2), (width + 1, width + 4)):
-            self.kernel.weight[axis, axis] = 2 * steep
-            self.kernel.weight[-1, square] = -steep
-            self.kernel.bias[square] = -steep
-        self.kernel.bias[-1] = steep * RADIUS**2
+        self.kernel.bias[[self.width + 2, self.width + 4]] = -STEEP
+        self.kernel.bias[-1] = STEEP * RADIUS**2
         for head, bias in ((self.classify, prior_logit(PRIOR)), (self.judge, 0.0)):
             if head is not None:
-                nn.init.zeros_(head.weight[:, width:])
+                nn.init.zeros_(head.weight[:, self.width :])
                 nn.init.constant_(head.bias, bias)
 
     def forward(self, mask: Tensor, instance: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -202,23 +213,50 @@ class InstanceHead(nn.Module):
         content = _by_pixel(self.activation(instance))
         with torch.autocast(instance.device.type, enabled=False):
             places = self._places(instance)
-            active = torch.sigmoid(content[..., 1:] + content[..., :1] + self.place(places))
-            looked = active.transpose(1, 2) @ _by_pixel(instance)
-            where = active.transpose(1, 2) @ places
+            active = torch.sigmoid(content[..., 1:] + content[..., :1] + self._nearness(places))
             mass = active.sum(dim=1).clamp(min=1e-6)[..., None]
-            found = torch.cat([looked, where], dim=2) / mass
+            active = active.transpose(1, 2)
+            middle, moments = _moments(active @ places / mass)
+            found = torch.cat([active @ _by_pixel(instance) / mass, moments], dim=2)
             kernel = self.kernel(found)
             masks = kernel[..., : self.width] @ _by_pixel(mask).transpose(1, 2)
-            masks = masks + (kernel[..., self.width : -1] @ places.T + kernel[..., -1:])
+            around = _absolute(kernel[..., self.width :], middle)
+            masks = masks + (around[..., :-1] @ places.T + around[..., -1:])
             known = torch.cat([found, mass.log()], dim=2)
             classes = self.classify(known).squeeze(2)
             objectness = None if self.judge is None else self.judge(known).squeeze(2)
         return masks.unflatten(2, instance.shape[-2:]), classes, objectness
 
+    @property
+    def _reach(self) -> float:
+        """Half the frame's side in the unit of the offsets."""
+        return math.sqrt(self.queries) / 2
+
     def _places(self, like: Tensor) -> Tensor:
-        """(hw, 5) float32: u, v, u^2, uv, v^2 of each pixel's middle, in units of the lattice's pitch."""
-        u, v = (coordinates(like[:1].float())[0] * math.sqrt(self.queries) / 2).flatten(1)
+        """(hw, 5) float32: u, v, u^2, uv, v^2 of each pixel's middle."""
+        u, v = (coordinates(like[:1].float())[0] * self._reach).flatten(1)
         return torch.stack([u, v, u * u, u * v, v * v], dim=1)
+
+    def _nearness(self, places: Tensor) -> Tensor:
+        """(hw, N): highest at each query's point, falling with the squared distance from it."""
+        sharp = self.sharpness.exp()
+        squared = places[:, 2:3] + places[:, 4:5] - 2 * places[:, :2] @ self.points.T + (self.points**2).sum(1)
+        return self.rarity - sharp * squared
+
+
+def _moments(means: Tensor) -> tuple[Tensor, Tensor]:
+    """From the means of u, v, u^2, uv, v^2 (..., 5): the middle (..., 2) and the second moments about it (..., 3)."""
+    u, v = means[..., 0], means[..., 1]
+    spread = means[..., 2:] - torch.stack([u * u, u * v, v * v], dim=-1)
+    return means[..., :2], spread
+
+
+def _absolute(around: Tensor, middle: Tensor) -> Tensor:
+    """Weights of (u, v, u^2, uv, v^2, 1) that equal weights `around` (..., 6) of the same of offsets from `middle`."""
+    ku, kv, kuu, kuv, kvv, one = around.unbind(-1)
+    u, v = middle.unbind(-1)
+    constant = one - ku * u - kv * v + kuu * u * u + kuv * u * v + kvv * v * v
+    return torch.stack([ku - 2 * kuu * u - kuv * v, kv - 2 * kvv * v - kuv * u, kuu, kuv, kvv, constant], dim=-1)
 
 
 class _Fork(nn.Module):

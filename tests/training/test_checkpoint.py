@@ -76,9 +76,9 @@ def test_a_truncated_description_is_refused(directory):
 
 def test_another_format_architecture_or_setting_is_refused_with_what_was_found(directory):
     edit(directory, format=9)
-    with pytest.raises(CheckpointError, match="format 9; this version reads format 1"):
+    with pytest.raises(CheckpointError, match="format 9; this version reads format 2"):
         load_checkpoint(directory)
-    edit(directory, format=1, architecture="mask_rcnn")
+    edit(directory, format=2, architecture="mask_rcnn")
     with pytest.raises(CheckpointError, match=r"'mask_rcnn'.*knows .*seu_net"):
         load_checkpoint(directory)
     edit(directory, architecture="seu_net", model={"base": 4, "wings": 2})
@@ -101,9 +101,31 @@ def test_weights_of_another_size_are_refused_with_both_shapes(directory):
 def test_weights_with_nan_are_refused(directory):
     path = directory / "model.safetensors"
     tensors = load_file(path)
-    tensors["head.bias"] = torch.tensor([0.0, np.nan])
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 1)
+    tensors[name][0] = np.nan
     save_file(tensors, path)
-    with pytest.raises(CheckpointError, match=r"head\.bias holds NaN"):
+    with pytest.raises(CheckpointError, match=rf"{name} holds NaN"):
+        load_checkpoint(directory)
+
+
+@pytest.mark.parametrize("other", ["unet", "sparse_seu_net"])
+def test_the_weights_of_another_architecture_are_refused(directory, other):
+    edit(directory, architecture=other, model={**MODEL.model_dump(), "name": other})
+    with pytest.raises(CheckpointError, match=r"do not fit the model .* is (missing|unknown).* more; both files"):
+        load_checkpoint(directory)
+
+
+@pytest.mark.parametrize("heads", [["interior", "border", "background"], ["interior"]])
+@pytest.mark.parametrize("decoders", ["shared", "decoupled"])
+def test_weights_with_other_heads_are_refused(directory, heads, decoders):
+    edit(directory, model={**MODEL.model_dump(), "heads": heads, "decoders": decoders})
+    with pytest.raises(CheckpointError, match="do not fit the model"):
+        load_checkpoint(directory)
+
+
+def test_a_checkpoint_of_the_first_format_is_refused(directory):
+    edit(directory, format=1)
+    with pytest.raises(CheckpointError, match=r"format 1; this version reads format 2; .*celloop train"):
         load_checkpoint(directory)
 
 

@@ -185,6 +185,7 @@ def test_bad_arguments_are_refused(samples):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_a_gpu_is_used_where_there_is_one(samples):
     trained = train(samples, SMALL, TrainConfig(**{**QUICK.model_dump(), "device": "auto"}), log=silent)
     assert isinstance(trained.net, nn.Module)

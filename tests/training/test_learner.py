@@ -1,0 +1,186 @@
+import logging
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from loop.config import ModelConfig, TrainConfig
+from loop.data.dataset import CropStream
+from loop.data.store import write_png
+from loop.data.synthetic import draw_cells
+from loop.errors import ConfigError, InputError
+from loop.models import SEGMENTERS
+from loop.models.seu_net import SEUNet
+from loop.training.distributed import Group
+from loop.training.learner import Learner
+from loop.types import ImageRef, Sample
+
+ALONE = Group(0, 1, torch.device("cpu"))
+DENSE = ModelConfig(base=4, depth=2)
+SPARSE = ModelConfig(name="sparse_seu_net", base=4, depth=2, queries=20, width=8, overlap=False, objectness=True)
+FOUR = TrainConfig(crop=32, batch=4, device="cpu", precision="fp32", dice=False)
+
+
+def config(**changes):
+    return TrainConfig(**{**FOUR.model_dump(), **changes})
+
+
+@pytest.fixture
+def samples(tmp_path):
+    found = []
+    for i in range(3):
+        pixels, cells = draw_cells(np.random.default_rng(i), (64, 64), 5)
+        write_png(pixels, tmp_path / f"{i}.png")
+        found.append(Sample(ImageRef(f"{i}", tmp_path / f"{i}.png", "", 64, 64, 3), cells))
+    return found
+
+
+def taught_by(samples, model, settings, batches_of):
+    """The loss of a first step and the gradients it leaves, clipped; `batches_of` cuts up one batch of four crops."""
+    learner = Learner(model, settings, ALONE)
+    batch = CropStream(samples, model, FOUR, learner.lesson).batch(0)
+    loss = learner.step(batches_of(batch), 1e-3)
+    return float(loss), [p.grad for p in learner.net.parameters()], learner
+
+
+def whole(batch):
+    return [batch]
+
+
+def halves(batch):
+    return [batch.part(0, 2), batch.part(2, 4)]
+
+
+def assert_close(one, two):
+    assert one[0] == pytest.approx(two[0], rel=1e-5)
+    for left, right in zip(one[1], two[1], strict=True):
+        assert torch.allclose(left, right, rtol=1e-3, atol=1e-5)
+
+
+def test_two_batches_teach_what_one_of_twice_the_size_does(samples):
+    assert_close(taught_by(samples, DENSE, FOUR, whole), taught_by(samples, DENSE, config(batch=2), halves))
+
+
+def test_with_dice_they_teach_nearly_that(samples):
+    one = taught_by(samples, DENSE, config(dice=True), whole)
+    two = taught_by(samples, DENSE, config(dice=True, batch=2), halves)
+    assert one[0] == pytest.approx(two[0], rel=0.1)
+    assert one[0] != pytest.approx(two[0], rel=1e-6)
+    left, right = (torch.cat([g.flatten() for g in taught[1]]) for taught in (one, two))
+    assert torch.nn.functional.cosine_similarity(left, right, dim=0) > 0.97
+
+
+class Greedy(SEUNet):
+    """A net that runs out of memory with more than one image at once."""
+
+    def forward(self, x):
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(x)
+
+
+def test_pieces_that_fit_teach_what_the_batch_does(samples, monkeypatch, caplog):
+    monkeypatch.setitem(SEGMENTERS, "greedy", Greedy)
+    greedy = ModelConfig(**{**DENSE.model_dump(), "name": "greedy"})
+    with caplog.at_level(logging.WARNING):
+        pieces = taught_by(samples, greedy, FOUR, whole)
+    assert [r.getMessage().split(": ")[-1] for r in caplog.records] == ["halved to 2", "halved to 1"]
+    assert_close(pieces, taught_by(samples, DENSE, FOUR, whole))
+    caplog.clear()
+    pieces[2].step([CropStream(samples, DENSE, FOUR).batch(1)], 1e-3)
+    assert not caplog.records
+
+
+def test_several_processes_are_told_what_to_set_instead(samples, monkeypatch):
+    monkeypatch.setitem(SEGMENTERS, "greedy", Greedy)
+    learner = Learner(ModelConfig(**{**DENSE.model_dump(), "name": "greedy"}), config(accumulate=3), ALONE)
+    learner._group = Group(0, 2, torch.device("cpu"))
+    with pytest.raises(ConfigError, match=r"one of the 2 GPUs; set train.batch: 2 and train.accumulate: 6"):
+        learner.step([CropStream(samples, DENSE, FOUR).batch(0)], 1e-3)
+
+
+@pytest.mark.parametrize("model", [DENSE, SPARSE], ids=["dense", "sparse"])
+def test_every_parameter_gets_a_gradient_even_without_a_cell(tmp_path, model):
+    pixels, none = draw_cells(np.random.default_rng(0), (64, 64), 0)
+    write_png(pixels, tmp_path / "e.png")
+    empty = [Sample(ImageRef("e", tmp_path / "e.png", "", 64, 64, 3), none)]
+    _, gradients, _ = taught_by(empty, model, FOUR, whole)
+    assert all(gradient is not None for gradient in gradients)
+
+
+def test_what_was_stored_goes_on_bit_for_bit_with_the_same_strides(samples):
+    _, _, first = taught_by(samples, DENSE, FOUR, whole)
+    second = Learner(DENSE, FOUR, ALONE)
+    second.restore(first.tensors(), first.steps)
+    batch = CropStream(samples, DENSE, FOUR, first.lesson).batch(1)
+    assert float(first.step([batch], 1e-3)) == float(second.step([batch], 1e-3))
+    assert first.steps == second.steps == 2
+    for name, tensor in first.tensors().items():
+        assert torch.equal(tensor, second.tensors()[name]), name
+    for parameter in second.net.parameters():
+        assert second._optimiser.state[parameter]["exp_avg"].stride() == parameter.stride()
+
+
+def broken_compile(net):
+    def call(*args, **kwargs):
+        raise RuntimeError("no compiler found\nand a long tail")
+
+    return call
+
+
+def test_a_net_that_cannot_be_compiled_is_refused_where_it_was_asked_for(samples, monkeypatch):
+    monkeypatch.setattr(torch, "compile", broken_compile)
+    with pytest.raises(ConfigError, match=r"\(no compiler found\); install .* or set train.compile: off"):
+        taught_by(samples, DENSE, config(compile="on"), whole)
+
+
+def test_without_a_working_compiler_auto_goes_on_uncompiled(samples, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "compile", broken_compile)
+    expected = taught_by(samples, DENSE, FOUR, whole)
+    learner = Learner(DENSE, FOUR, ALONE)
+    learner._call, learner._proven = broken_compile(learner.net), False  # as auto leaves it on a GPU
+    batch = CropStream(samples, DENSE, FOUR, learner.lesson).batch(0)
+    with caplog.at_level(logging.WARNING):
+        assert float(learner.step([batch], 1e-3)) == expected[0]
+    assert ["(no compiler found): it is trained uncompiled" in r.getMessage() for r in caplog.records] == [True]
+
+
+def test_an_error_of_the_net_itself_is_not_taken_for_the_compilers(samples, monkeypatch):
+    class Broken(SEUNet):
+        def forward(self, x):
+            raise RuntimeError("of the net")
+
+    monkeypatch.setitem(SEGMENTERS, "broken", Broken)
+    with pytest.raises(RuntimeError, match="of the net"):
+        taught_by(samples, ModelConfig(**{**DENSE.model_dump(), "name": "broken"}), FOUR, whole)
+
+
+def test_on_a_cpu_auto_does_not_compile(monkeypatch):
+    monkeypatch.setattr(torch, "compile", broken_compile)
+    learner = Learner(DENSE, config(compile="auto"), ALONE)
+    assert learner._call is learner.net
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="no C++ compiler here")
+@pytest.mark.skipif(
+    "CELLOOP_SLOW_TESTS" not in os.environ, reason="compiling takes most of a minute of one core; set it to 1"
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_a_compiled_net_teaches_what_an_uncompiled_one_does(samples):
+    assert_close(
+        taught_by(samples, DENSE, config(compile="on"), whole), taught_by(samples, DENSE, FOUR, whole)
+    )  # fmt: skip
+
+
+def test_more_cells_than_a_crop_may_hold_are_refused_by_name(tmp_path):
+    masks = np.zeros((64, 64), np.int32)
+    write_png(np.full((64, 64, 3), 50, np.uint8), tmp_path / "pile.png")
+    boxes = [(20, 20, 44, 44)] * 30
+    cells = type(draw_cells(np.random.default_rng(0), (64, 64), 1).instances).build(
+        masks.shape, boxes, [np.ones((24, 24), np.bool_)] * 30
+    )
+    sample = Sample(ImageRef("pile", tmp_path / "pile.png", "", 64, 64, 3), cells)
+    with pytest.raises(InputError, match=r"pile: more than 18 cells .* model.queries"):
+        taught_by([sample], SPARSE, FOUR, whole)
