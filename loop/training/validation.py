@@ -58,8 +58,8 @@ class Validation:
         self._config = config
         self._instances = instances
 
+    def ap(self, net: nn.Module) -> float:
         """Mean AP .50:.95 of eight images, 2**20 px at most; the net must be in evaluation mode and is not changed."""
-        """Mean AP .50:.95 of eight images with 2**20 px at most; the net must be in evaluation mode."""
         segmenter = self._segmenter(net)
         few = {sample.image.image_id for sample in _within(self._samples, *ON_THE_WAY)}
         seen = [both for both in zip(self._pixels, self._samples, strict=True) if both[1].image.image_id in few]
