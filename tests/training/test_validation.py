@@ -44,8 +44,7 @@ def worth(net, model, thresholds, samples):
     segmenter = Segmenter(net, model, thresholds, device="cpu", precision="fp32")
     pairs = [(segmenter.predict(read_image(s.image.path).pixels).instances, s.instances) for s in samples]
     figures = evaluate(pairs, modalities=[s.image.modality for s in samples])
-    macro_f1 = np.mean([part["f1"] for part in figures["per"].values()])
-    return np.mean([figures["ap"], figures["macro_ap"], figures["f1"], macro_f1]), figures
+    return np.mean([figures[key] for key in ("ap", "ap50", "macro_ap", "f1")]), figures
 
 
 @pytest.mark.parametrize(("model", "grid"), [(DENSE, DENSE_GRID), (SPARSE, SPARSE_GRID)], ids=["dense", "sparse"])
