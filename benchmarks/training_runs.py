@@ -93,7 +93,8 @@ def draw_images(data: Path, count: int, given: argparse.Namespace) -> Draw:
     images = [ref for ref in open_folder(data).images if ref.label_path is not None]
     leaking = leaking_groups(images)
     pool = [ref for ref in images if ref.split in ("pool", "train") and ref.group not in leaking]
-    validation, test = ([ref for ref in images if ref.split == split] for split in ("val", "test"))
+    validation = [ref for ref in images if ref.split == "val" and ref.group not in leaking]
+    test = [ref for ref in images if ref.split == "test"]
     if len(pool) < count or not test:
         raise SystemExit(
             f"{data}: {len(pool)} images to learn from, {len(test)} to measure on; {count} and 1 are needed"

@@ -1,7 +1,7 @@
 """The demo: the whole loop on the sample images, with a simulated annotator who submits through Label Studio."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from flows.local.workspace import Workspace
 from flows.round import run_round
 from flows.start import start_project
 from flows.sync import sync
+from flows.telling import Tell
 from loop.adapters.index import AnnotationRow, RoundRow
 from loop.config import LoopConfig
 from loop.errors import StateError
@@ -20,7 +21,6 @@ logger = logging.getLogger(__name__)
 
 PROJECT = "demo"
 EXAMPLE = Path(__file__).parents[1] / "examples" / "dsb2018-mini"
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

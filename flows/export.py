@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from flows.context import LoopContext, image_ref
-from flows.folders import coco_document, write_label_image
+from flows.folders import coco_document, write_label_image, write_label_layers
 from flows.freeze import newest_annotations, read_annotation, split_nuclei
 from flows.sync import sync
 from loop.errors import InputError, LabelError
@@ -19,7 +19,7 @@ from loop.types import BoolArray, ImageRef, Instances
 
 logger = logging.getLogger(__name__)
 
-FORMATS = ("coco", "labels", "cellpose", "geojson")
+FORMATS = ("coco", "labels", "layers", "cellpose", "geojson")
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,12 @@ class ExportReport:
 def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportReport:
     """Writes the newest annotation of every labelled image (after a sync) below `out`, whatever rounds made of it.
 
-    `coco`: coco.json, RLE masks, overlaps kept. `labels`: labels/STEM.png, 16-bit; where nuclei are labelled beside the
-    cells they go to nuclei/STEM.png. `cellpose`: cellpose/STEM_masks.png, the cells under the name that Cellpose looks
-    for. `geojson`: geojson/STEM.geojson, outlines in px with their holes
-    and parts, as QuPath reads; they enclose exactly the pixels of the cells. An annotation that cannot be read is left
-    out and named.
+    `coco`: coco.json, RLE masks, overlaps kept. `labels`: labels/STEM.png, 16-bit, where the first of two overlapping
+    cells keeps their pixels; nuclei that are labelled beside the cells go to nuclei/STEM.png. `layers`:
+    layers/STEM.tif, as many pages as keep overlapping cells whole, which `celloop train` reads as labels. `cellpose`:
+    cellpose/STEM_masks.png, the cells under the name that Cellpose looks for. `geojson`: geojson/STEM.geojson, outlines
+    in px with their holes and parts, as QuPath reads; they enclose exactly the pixels of the cells. An annotation that
+    cannot be read is left out and named.
 
     Raises:
         InputError: a format is unknown.
@@ -59,6 +60,8 @@ def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportRep
             write_label_image(out / "labels", ref.image_id, cells)
             if nuclei is not None:
                 write_label_image(out / "nuclei", ref.image_id, nuclei)
+        if "layers" in formats:
+            write_label_layers(out / "layers", ref.image_id, cells)
         if "cellpose" in formats:
             write_label_image(out / "cellpose", f"{ref.image_id}_masks", cells)
         if "geojson" in formats:

@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flows.telling import Tell
 from loop.config import LoopConfig
 from loop.data import store
-from loop.data.folder import LABEL_SUFFIXES, leaking_groups, open_folder, read_sample
+from loop.data.folder import LABEL_SUFFIXES, TEACHING, leaking_groups, open_folder, read_sample
 from loop.data.store import read_image, read_label_layers
 from loop.errors import ImageError, InputError, LabelError, OverlapError
 from loop.labelstudio.interface import Interface, label_config
@@ -31,7 +32,6 @@ logger = logging.getLogger(__name__)
 FORMATS = ("labels", "layers", "coco", "labelstudio")
 STATE = "state"
 STATE_MARK = "celloop-training"
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ def train_folder(
     """Trains on every labelled image of a dataset folder (its pool and train splits, where it has splits).
 
     Labelled images of the split val are never learnt from: the trainer fits the thresholds on them and measures. Those
-    of other splits (test) are not read. An image whose group stands in another split too is left out, so that nothing
-    leaks into a measurement. While the training runs its state lies in OUT/state, which is gone at the end. Under
-    `torchrun` the first process alone writes.
+    of other splits (test) are neither learnt from nor measured on. An image whose group stands in another split too is
+    left out, so that nothing leaks into a measurement. While the training runs its state lies in OUT/state, which is
+    gone at the end. Under `torchrun` the first process alone writes.
 
     Args:
         data: the dataset folder, see `loop.data.folder`.
@@ -114,7 +114,7 @@ def _samples(data: Path, images: Sequence[ImageRef]) -> tuple[list[Sample], list
     """What to learn from and what to validate on."""
     leaking = leaking_groups(images)
     usable = [ref for ref in images if ref.label_path is not None and ref.group not in leaking]
-    samples = [read_sample(ref) for ref in usable if ref.split in ("", "pool", "train")]
+    samples = [read_sample(ref) for ref in usable if ref.split in TEACHING]
     if not samples:
         raise InputError(
             f"{data} has no labelled image to learn from: put 16-bit label images of the same stems into "

@@ -22,7 +22,7 @@ from loop.adapters.mlflow_registry import ModelVersion, Run
 from loop.config import LoopConfig
 from loop.data.snapshot import load_snapshot
 from loop.data.store import file_sha256, read_image
-from loop.errors import ImageError, ServiceError, StateError
+from loop.errors import CheckpointError, ImageError, ServiceError, StateError
 from loop.models.runtime import resolve_device
 from loop.models.segmenter import Segmenter
 from loop.training.checkpoint import save_checkpoint
@@ -96,23 +96,49 @@ def train_and_register(context: LoopContext, snapshot_id: str, log: Log | None =
         "images_holdout": len(holdout),
         "device": str(resolve_device(config.train.device)),
     }
-    state = context.workspace.training_dir / f"{context.project_name}-{snapshot_id}-{tags['recipe_id']}"
+    state = _state_dir(context, f"{snapshot_id}-{tags['recipe_id']}")
     with context.registry.start_run(f"train-{snapshot_id[:8]}", params=params, tags=tags) as run:
-        trained = train(
-            taught,
-            config.model,
-            config.train,
-            instances=config.instances,
-            validation=kept_back,
-            state_dir=state,
-            log=_both(run.log, log),
-        )
+
+        def trained_from(state: Path) -> Trained:
+            return train(
+                taught,
+                config.model,
+                config.train,
+                instances=config.instances,
+                validation=kept_back,
+                state_dir=state,
+                log=_both(run.log, log),
+            )
+
+        trained = _resumed(state, trained_from)
         version = _register(context, run, trained, tags)
         if state.exists():
             shutil.rmtree(state)
         _examples(run, trained, config, holdout or intact)
     logger.info("trained %s: %d steps in %.0f s", version.label, trained.steps, trained.seconds)
     return version
+
+
+def _state_dir(context: LoopContext, name: str) -> Path:
+    """Where this training's state lies; those of the project's earlier trainings, which nobody resumes, are deleted."""
+    state = context.workspace.training_dir / context.project_name / name
+    for other in state.parent.glob("*"):
+        if other != state:
+            shutil.rmtree(other)
+    return state
+
+
+def _resumed(state: Path, trained_from: Callable[[Path], Trained]) -> Trained:
+    """The training gone on with from its state; started anew where that is damaged or its images have changed."""
+    existed = state.exists()
+    try:
+        return trained_from(state)
+    except CheckpointError as error:
+        if not existed:
+            raise
+        logger.warning("the training cannot be resumed and starts anew: %s", error)
+        shutil.rmtree(state)
+        return trained_from(state)
 
 
 def _register(context: LoopContext, run: Run, trained: Trained, tags: dict[str, str]) -> ModelVersion:
@@ -134,13 +160,13 @@ def keep_back(samples: Sequence[Sample], share: float) -> tuple[list[Sample], li
     """The images that are learnt from, and those kept back to fit thresholds on and to stop early by.
 
     Not the hold-out: that must stay unseen by every choice, or the gate's comparison means nothing. Whole groups are
-    kept back, always the same ones (by the hash of their name), about `share` of them, and never all.
+    kept back, always the same ones (by the hash of their name), about `share` of them: one at least, and never all.
     """
     if share == 0:
         return list(samples), []
     names = {sample.image.group or sample.image.image_id for sample in samples}
     ordered = sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    kept = set(ordered[: min(round(share * len(ordered)), len(ordered) - 1)])
+    kept = set(ordered[: min(max(round(share * len(ordered)), 1), len(ordered) - 1)])
     parts: tuple[list[Sample], list[Sample]] = ([], [])
     for sample in samples:
         parts[(sample.image.group or sample.image.image_id) in kept].append(sample)

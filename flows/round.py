@@ -25,12 +25,12 @@ from flows.report import write_report
 from flows.retrain import challenger, recipe_id
 from flows.select import select
 from flows.sync import sync
+from flows.telling import Tell, quiet, telling_training
 from loop.adapters.mlflow_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-Tell = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,6 @@ class RoundReport:
     left_out: tuple[str, ...] = ()
     suspicious: tuple[str, ...] = ()
     report: str = ""
-
-
-def quiet(step: str, done: int, total: int) -> None:
-    """Tells nobody."""
 
 
 def make_round(context: LoopContext, tell: Tell = quiet) -> RoundReport:
@@ -159,11 +155,7 @@ def _learn(context: LoopContext, number: int, frozen: Frozen, tell: Tell) -> Dec
     )
     taught = {sample.image.image_id: {"taught": True} for sample in frozen.train}
     context.index.set_images(context.project_name, taught)
-    budget = round(context.config.train.minutes * 60)
-
-    def log(_: int, values: dict[str, float]) -> None:
-        tell("train", min(budget, round(values.get("seconds", 0))), budget)
-
+    log = telling_training(tell, context.config.train)
     version = _step("train", challenger, context, frozen.snapshot.id, log)
     decision = _step("gate", gate, context, version, frozen.holdout)
     context.index.update_round(

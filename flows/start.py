@@ -3,7 +3,7 @@
 import errno
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from flows.context import LoopContext, config_path, open_context, save_project_config
 from flows.local.workspace import Workspace
+from flows.telling import Tell
 from loop.adapters.index import ImageRow, Index
 from loop.adapters.label_studio_api import LabelStudio
 from loop.config import LoopConfig, load_config
@@ -22,7 +23,6 @@ from loop.types import ImageRef
 
 logger = logging.getLogger(__name__)
 
-Tell = Callable[[str, int, int], None]
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,38}[a-z0-9]")
 
 

@@ -42,23 +42,27 @@ class ModelConfig(_Frozen):
     objectness: bool = Field(False, description="sparse_seu_net: cells also predict their own IoU")
 
     @model_validator(mode="after")
-    def _heads_differ(self) -> "ModelConfig":
+    def _heads_find_cells(self) -> "ModelConfig":
         if len(set(self.heads)) < len(self.heads):
             raise ValueError(f"heads names one twice: {', '.join(self.heads)}; name each once")
+        if not {"interior", "background"} & set(self.heads):
+            raise ValueError(f"heads {', '.join(self.heads)} cannot find cells; add interior or background")
         return self
 
 
 class InstanceConfig(_Frozen):
-    """From probability maps to cells (loop/models/watershed.py)."""
+    """From what a network gives to cells (loop/models/watershed.py, queries.py, stitch.py)."""
 
     foreground: float = Field(0.5, gt=0, lt=1, description="a pixel belongs to a cell above this probability")
     seed: float = Field(0.4, gt=0, lt=1, description="interior minus border above this starts a cell")
     split: float = Field(0.2, ge=0.01, le=5, description="cells part where their width falls by about this share")
     smooth_px: float = Field(1.0, ge=0, le=10, description="blur of interior minus border before seeds are sought, px")
     min_area: int = Field(20, ge=1, description="smaller cells are dropped, px")
-    min_score: float = Field(0.8, ge=0, lt=1, description="cells of a lower mean interior probability are dropped")
-    tile: int = Field(512, ge=64, description="side of a window at inference, px")
-    overlap: int = Field(128, ge=0, description="how far windows overlap, px")
+    min_score: float = Field(
+        0.8, ge=0, lt=1, description="cells of a lower mean interior probability are dropped (not sparse)"
+    )
+    tile: int = Field(512, ge=32, description="side of a window at inference, px; sparse_seu_net: train.crop")
+    overlap: int = Field(128, ge=0, description="how far windows overlap, px; at most half a window (sparse: a third)")
     tta: Literal[1, 2, 4, 8] = Field(1, description="an image is looked at in so many flips and turns")
     floor: float = Field(0.1, ge=0, lt=1, description="sparse_seu_net: cells of a lower score are dropped")
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flows.cli.console import Document, emit, run
 from flows.cli.options import ConfigOption, JsonOption
-from flows.cli.progress import Teller, telling
+from flows.cli.progress import telling
 from loop.errors import InputError
 
 SHOWN = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l", "f1", "pq", "aji", "dice", "iou", "count_error")
@@ -35,6 +35,7 @@ def train(
 
     def work() -> None:
         from flows.folders import train_folder
+        from flows.telling import telling_training
         from loop.config import load_config
         from loop.training.distributed import is_first_process
 
@@ -46,13 +47,13 @@ def train(
             "train.device": device,
         }
         settings = load_config(config, overrides)
-        budget_s = round(60 * settings.train.minutes)
         last: dict[str, float] = {}
         with telling() as tell:
+            shown = telling_training(tell, settings.train)
 
             def log(step: int, values: dict[str, float]) -> None:
                 last.update(values)
-                _tell_training(tell, step, last, budget_s, settings.train.max_steps)
+                shown(step, values)
 
             done = train_folder(data, out, settings, log, resume=resume)
         if is_first_process():
@@ -116,18 +117,6 @@ def _summary(document: Document) -> Table:
     for problem in document["problems"]:
         table.add_row("left out", Text(str(problem)))
     return table
-
-
-def _tell_training(tell: Teller, step: int, values: dict[str, float], budget_s: int, max_steps: int | None) -> None:
-    """Shows how far a training is and how it goes; `values` are the newest that the trainer logged."""
-    note = f"loss {values['loss']:.3f}" if "loss" in values else ""
-    if "validation_ap" in values:
-        note += f" AP {values['validation_ap']:.3f}"
-    left = values.get("seconds_left")
-    if max_steps:
-        tell("training (steps)", step, max_steps, note=note, seconds_left=left)
-    else:
-        tell("train", min(budget_s, round(values.get("seconds", 0.0))), budget_s, note=note, seconds_left=left)
 
 
 def _trained(document: Document) -> Table:

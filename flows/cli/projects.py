@@ -117,7 +117,7 @@ def report(project: ProjectOption = None, workspace: WorkspaceOption = None, jso
 def export_(
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
     formats: Annotated[
-        str, typer.Option("--format", help="comma-separated: coco, labels, cellpose, geojson")
+        str, typer.Option("--format", help="some of coco,labels,layers,cellpose,geojson")
     ] = "coco,labels",
     project: ProjectOption = None,
     workspace: WorkspaceOption = None,

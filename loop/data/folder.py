@@ -22,6 +22,8 @@ from loop.types import ImageRef, Instances, Sample
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 COLUMNS = ("image", "label", "group", "split", "modality")
+TEACHING = ("", "pool", "train")
+"""Splits whose images are learnt from."""
 NUCLEI_KEY = "celloop:nuclei"
 """Where `open_folder` notes in ImageRef.extra which file holds an image's nuclei; absent where there is none."""
 
@@ -100,11 +102,14 @@ def open_folder(path: Path, *, labels: bool = True, progress: Callable[[int, int
 
 
 def leaking_groups(images: Iterable[ImageRef]) -> dict[str, set[str]]:
-    """The groups of `images` that stand in more than one split, with their splits; {} where none does."""
+    """The groups of `images` that stand in more than one split, with their splits; {} where none does.
+
+    No split, "pool" and "train" are one: images to learn from.
+    """
     splits: dict[str, set[str]] = {}
     for ref in images:
-        if ref.group and ref.split:
-            splits.setdefault(ref.group, set()).add(ref.split)
+        if ref.group:
+            splits.setdefault(ref.group, set()).add("pool" if ref.split in TEACHING else ref.split)
     return {group: found for group, found in splits.items() if len(found) > 1}
 
 

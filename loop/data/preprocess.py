@@ -40,12 +40,13 @@ def percentiles_of_counts(counts: npt.NDArray[np.int64], percents: Sequence[floa
     return found
 
 
-def pad_to_multiple(image: FloatArray, multiple: int) -> FloatArray:
-    """The image mirrored beyond its lower and right edge until height and width are multiples of `multiple`.
+def pad_to_multiple(image: FloatArray, multiple: int, *, mirror: bool = True) -> FloatArray:
+    """The image continued beyond its lower and right edge until height and width are multiples of `multiple`.
 
     Args:
         image: (..., H, W), H and W at least 1; its top left corner stays where it is.
         multiple: at least 1, px.
+        mirror: continued by its mirror image; otherwise by zeros.
 
     Returns:
         (..., H', W') of the same dtype; a copy, or the image itself where nothing is missing. `unpad` is the inverse.
@@ -62,7 +63,8 @@ def pad_to_multiple(image: FloatArray, multiple: int) -> FloatArray:
     down, right = -height % multiple, -width % multiple
     if down == right == 0:
         return image
-    return np.pad(image, [(0, 0)] * (image.ndim - 2) + [(0, down), (0, right)], mode="reflect")
+    margins = [(0, 0)] * (image.ndim - 2) + [(0, down), (0, right)]
+    return np.pad(image, margins, mode="reflect") if mirror else np.pad(image, margins)
 
 
 def unpad(image: FloatArray, shape: tuple[int, int]) -> FloatArray:

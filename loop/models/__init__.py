@@ -29,6 +29,7 @@ def new_net(config: ModelConfig, seed: int = 0) -> nn.Module:
         raise ConfigError(f"model.name={config.name!r} is unknown; choose from {', '.join(sorted(SEGMENTERS))}")
     net = SEGMENTERS[config.name](config)
     initialise(net, torch.Generator().manual_seed(seed))
-    if isinstance(net, SparseSEUNet):
-        net.start()
+    start: Callable[[], None] | None = getattr(net, "start", None)
+    if start is not None:
+        start()
     return net

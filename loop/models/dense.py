@@ -57,10 +57,12 @@ def _window_maps(
             yield window, unpad(part, (window.y1 - window.y0, window.x1 - window.x0))
 
 
-def padded_windows(stretched: UInt8Array, windows: Sequence[Window], multiple: int) -> FloatArray:
-    """Windows of one size as a network takes them: (B, C, H, W) float32, mirrored up to multiples of `multiple` px."""
+def padded_windows(
+    stretched: UInt8Array, windows: Sequence[Window], multiple: int, *, mirror: bool = True
+) -> FloatArray:
+    """Windows of one size as a network takes them, (B, C, H, W) float32; padded as `pad_to_multiple` does."""
     crops = [to_input(stretched[w.y0 : w.y1, w.x0 : w.x1]) for w in windows]
-    return np.stack([pad_to_multiple(crop, multiple) for crop in crops])
+    return np.stack([pad_to_multiple(crop, multiple, mirror=mirror) for crop in crops])
 
 
 def interior_and_border(maps: FloatArray, heads: Sequence[str]) -> FloatArray:

@@ -10,7 +10,6 @@ from loop.metrics.matching import iou_matrix
 from loop.rings import Crop, crop_mask
 from loop.types import BoolArray, FloatArray, Instances, Source
 
-FLOOR = 0.2
 SAME = 0.5
 
 
@@ -20,7 +19,7 @@ def instances_from_queries(
     shape: tuple[int, int],
     config: InstanceConfig,
     *,
-    floor: float = FLOOR,
+    floor: float | None = None,
     stride: int | None = None,
     image_id: str = "",
     source: Source = "model",
@@ -35,8 +34,8 @@ def instances_from_queries(
         masks: (N, h, w) float32 probabilities.
         confidences: (N,) float32 in [0, 1], see `confidences_of`.
         shape: (H, W) of the frame, px; what the masks cover beyond it (padding at the lower and right edge) is cut.
-        config: `min_area`.
-        floor: cells of a lower score are dropped, in [0, 1). Not `config.min_score`, which judges interiors.
+        config: `min_area` and `floor`.
+        floor: cells of a lower score are dropped, in [0, 1); None = `config.floor`.
         stride: px of the frame a mask's pixel is wide; None = H / h, rounded up.
         image_id: goes into the instances.
         source: goes into the instances.
@@ -53,6 +52,7 @@ def instances_from_queries(
     removed, since nothing but the training keeps two queries from the same cell.
     """
     stride = _check(masks, confidences, shape, stride, image_id)
+    floor = config.floor if floor is None else floor
     found: list[Crop] = []
     scores: list[float] = []
     for i in np.flatnonzero(confidences >= floor).tolist():
@@ -125,7 +125,7 @@ def _cell(probs: FloatArray, stride: int, shape: tuple[int, int]) -> tuple[Crop,
     x0, y0, x1, y1 = rough.box_xyxy
     x0, y0 = max(x0 - 1, 0), max(y0 - 1, 0)
     part = probs[y0 : y1 + 1, x0 : x1 + 1]
-    large = _enlarge(part, stride)[: shape[0] - y0 * stride, : shape[1] - x0 * stride]
+    large = _enlarge(part, stride)[: max(shape[0] - y0 * stride, 0), : max(shape[1] - x0 * stride, 0)]
     if large.size == 0:
         return None
     crop = crop_mask(_largest_part(large > 0.5), x0=x0 * stride)

@@ -16,7 +16,6 @@ from loop.models.dense import head_maps, instances_from_heads, interior_and_bord
 from loop.models.queries import confidences_of
 from loop.models.runtime import autocast, resolve_device, to_input
 from loop.models.sparse import QueryBatch, border_of, look
-from loop.models.sparse_seu_net import SparseSEUNet
 from loop.types import FloatArray, Instances, UInt8Array
 from loop.uncertainty.aggregate import mean_over_cells
 from loop.uncertainty.entropy import binary_entropy
@@ -104,7 +103,7 @@ class Segmenter:
     @property
     def is_sparse(self) -> bool:
         """Whether the network gives masks of single cells rather than maps to find cells in."""
-        return isinstance(self._net, SparseSEUNet)
+        return getattr(self._net, "queries", None) is not None
 
     def predict(self, pixels: UInt8Array, *, image_id: str = "") -> Prediction:
         """Cells, uncertainty and embedding of an image of any size from 1 x 1 px.
@@ -133,8 +132,7 @@ class Segmenter:
     def cells(self, sighting: Sighting, config: InstanceConfig | None = None, *, image_id: str = "") -> Instances:
         """The cells of a sighting with these thresholds, or with the segmenter's own.
 
-        Of a sparse network's cells only those of a score of `floor` or more are left; a `floor` below the one that was
-        looked with brings none back.
+        Of a sparse network's cells those of a score of `floor` or more are left.
         """
         chosen = config or self.instance_config
         if sighting.instances is None:

@@ -1,5 +1,6 @@
 """From a sparse network's windows to the cells of a whole image, and to maps that a click can be answered from."""
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, TypedDict
 
@@ -13,6 +14,11 @@ from loop.models.dihedral import TRANSFORMS, apply, invert, invert_instances
 from loop.models.queries import instances_from_queries
 from loop.models.stitch import fuse, merge_windows
 from loop.types import FloatArray, Instances, UInt8Array
+
+logger = logging.getLogger(__name__)
+
+LOOSE = 0.05
+FULL = 0.9
 
 
 class QueryBatch(NamedTuple):
@@ -51,13 +57,17 @@ def look(
     """Cells and maps of an image of any size.
 
     The image is cut into windows of `tile`, which must be the side of the training crops: a query answers for places
-    of a frame of that size; smaller images are mirrored up to it. Cells of overlapping windows are joined. With `tta`
-    above 1 the cells of several flips and turns are fused: one found in few of them loses score.
+    of a frame of that size; smaller images are filled up with black, as the crops were. Cells of overlapping windows
+    are joined. With `tta` above 1 the cells of several flips and turns are fused: one found in few of them loses score.
+    Windows overlap by a third of their side at most. A window with nearly as many cells as the network has queries is
+    named in the log: some may have been missed.
+
+    All cells of a score of `LOOSE` or more are given; what to believe of them is decided once, at the end.
 
     Args:
         forward: the network.
         stretched: (H, W, C) uint8 as `stretch` gives it.
-        config: `tile`, `overlap`, `tta`, `floor` and `min_area`.
+        config: `tile`, `overlap`, `tta`, `min_area`, and `floor` for the interior.
         at_once: windows a pass.
         image_id: goes into the instances.
         model_version: goes into the instances.
@@ -86,10 +96,11 @@ def _one_view(
     def parts() -> Iterator[tuple[Window, FloatArray]]:
         for start in range(0, len(windows), at_once):
             together = windows[start : start + at_once]
-            batch = forward(padded_windows(stretched, together, config.tile))
+            batch = forward(padded_windows(stretched, together, config.tile, mirror=False))
             for i, window in enumerate(together):
                 part = QueryBatch(batch.masks[i], batch.confidences[i], batch.dense[i])
                 found, maps = _read(part, window, config, names)
+                _warn_if_full(window, found, len(part.confidences), config.floor)
                 cells.append((window, found))
                 yield window, maps
 
@@ -97,11 +108,23 @@ def _one_view(
     return merge_windows(shape, cells), maps
 
 
+def _warn_if_full(window: Window, found: Instances, queries: int, floor: float) -> None:
+    believed = int(np.count_nonzero(found.scores >= floor))
+    if believed >= FULL * queries:
+        logger.warning(
+            "%s: %d cells in the window at row %d, column %d, and the network can give %d: some may be missing; train "
+            "with smaller crops (train.crop) or more queries (model.queries)",
+            *(found.image_id or "an image", believed, window.y0, window.x0, queries),
+        )
+
+
 def _read(part: QueryBatch, window: Window, config: InstanceConfig, names: _Names) -> tuple[Instances, FloatArray]:
     """The cells of one window and its (1 + K, h, w) maps; `part` holds (N, ., .), (N,) and (K, ., .)."""
     size = (window.y1 - window.y0, window.x1 - window.x0)
     wide = config.tile // part.masks.shape[1]
-    found = instances_from_queries(part.masks, part.confidences, size, config, floor=config.floor, stride=wide, **names)
+    found = instances_from_queries(
+        part.masks, part.confidences, size, config, floor=min(LOOSE, config.floor), stride=wide, **names
+    )
     interior = interior_of(part.masks, part.confidences, config.floor)
     large = cv2.resize(interior, (config.tile, config.tile), interpolation=cv2.INTER_LINEAR)[None]
     return found, unpad(np.concatenate([large, part.dense]), size)

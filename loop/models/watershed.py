@@ -71,6 +71,8 @@ def segment(
     mask = interior > config.foreground
     seeds = _seeds(energy, mask, config)
     if nuclei is not None:
+        if not np.isfinite(nuclei).all():
+            raise NonFiniteError(f"the nuclei of image {image_id!r} hold NaN or infinity; train the model again")
         seeds = _nuclear_seeds(nuclei, mask, seeds, config)
     labels = watershed(-energy, seeds, mask=mask).astype(np.int32)
     labels = fill_holes(labels)

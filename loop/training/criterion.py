@@ -11,7 +11,7 @@ from loop.losses.bce import weighted_bce
 from loop.losses.dice import soft_dice
 from loop.losses.overlap import overlap_loss
 from loop.losses.sparse import sparse_loss
-from loop.models.sparse_seu_net import SparseOutput, SparseSEUNet
+from loop.models.sparse_seu_net import SparseOutput
 
 SPARE = 0.9
 """Share of a sparse network's queries that a training crop may fill with cells (Prytula 2023, section 5.7)."""
@@ -29,7 +29,8 @@ class Taught(NamedTuple):
 
 def lesson_of(net: nn.Module) -> Lesson:
     """What crops must hold for a network: its dense heads, and single cells for a sparse one."""
-    most = max(int(SPARE * net.queries), 1) if isinstance(net, SparseSEUNet) else None
+    queries: int | None = getattr(net, "queries", None)
+    most = None if queries is None else max(int(SPARE * queries), 1)
     heads: tuple[str, ...] = getattr(net, "heads", ())
     return Lesson(heads, most)
 

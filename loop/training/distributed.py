@@ -52,7 +52,7 @@ class Group:
 
 def is_first_process() -> bool:
     """Whether this process is the only one, or the first of those that `torchrun` started."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
 
 
 @contextmanager

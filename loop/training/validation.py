@@ -75,8 +75,7 @@ class Validation:
         Raises:
             NonFiniteError: the net gives NaN or infinity; the text names the image.
         """
-        floor = min(self._instances.floor, *SPARSE_GRID["floor"])
-        segmenter = self._segmenter(net, floor=floor)
+        segmenter = self._segmenter(net)
         sightings = [_look(segmenter, *seen) for seen in zip(self._pixels, self._samples, strict=True)]
         trial = _Trial(segmenter, sightings, self._samples)
         best = self._instances
@@ -89,9 +88,10 @@ class Validation:
                     best, figures = tried, found
         return best, {key: float(figures[key]) for key in FIGURES}
 
-    def _segmenter(self, net: nn.Module, **changes: float) -> Segmenter:
-        thresholds = self._instances.model_copy(update=changes)
-        return Segmenter(net, self._model, thresholds, device=self._config.device, precision=self._config.precision)
+    def _segmenter(self, net: nn.Module) -> Segmenter:
+        return Segmenter(
+            net, self._model, self._instances, device=self._config.device, precision=self._config.precision
+        )
 
 
 class _Trial:

@@ -3,7 +3,9 @@ import io
 import pytest
 from rich.console import Console
 
-from flows.cli import folders, progress
+from flows.cli import progress
+from flows.telling import telling_training
+from loop.config import TrainConfig
 
 
 @pytest.fixture
@@ -28,9 +30,9 @@ def test_a_clock_by_hand(seconds, text):
 def test_a_training_on_a_terminal_shows_loss_ap_and_time_left_in_80_columns(shown):
     file = shown(terminal=True)
     with progress.telling() as tell:
-        folders._tell_training(tell, 10, {"loss": 0.5, "seconds": 30.0, "seconds_left": 570.0}, 600, None)
-        values = {"loss": 0.25, "seconds": 60.0, "seconds_left": 540.0, "validation_ap": 0.375}
-        folders._tell_training(tell, 20, values, 600, None)
+        log = telling_training(tell, TrainConfig(minutes=10))
+        log(10, {"loss": 0.5, "seconds": 30.0, "seconds_left": 570.0})
+        log(20, {"loss": 0.25, "seconds": 60.0, "seconds_left": 540.0, "validation_ap": 0.375})
     text = file.getvalue()
     lines = [line for line in text.replace("\r", "\n").splitlines() if "0.375" in line]
     assert lines
@@ -43,9 +45,10 @@ def test_lines_where_there_is_no_terminal(shown, monkeypatch):
     now = iter([0.0, 5.0, 16.0, 17.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
     with progress.telling() as tell:
-        folders._tell_training(tell, 10, {"loss": 0.5}, 60, 40)
-        folders._tell_training(tell, 20, {"loss": 0.4}, 60, 40)
-        folders._tell_training(tell, 30, {"loss": 0.3, "validation_ap": 0.125, "seconds_left": 9.0}, 60, 40)
+        log = telling_training(tell, TrainConfig(max_steps=40))
+        log(10, {"loss": 0.5})
+        log(20, {"loss": 0.4})
+        log(30, {"loss": 0.3, "validation_ap": 0.125, "seconds_left": 9.0})
         tell("predict", 1, 1)
     assert file.getvalue().splitlines() == [
         "training (steps): 10 of 40, loss 0.500",

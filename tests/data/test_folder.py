@@ -213,3 +213,12 @@ def test_a_group_in_two_splits_is_named_and_its_images_stay(folder):
     assert [problem.reason for problem in found.problems if "slide" in problem.reason]
     assert leaking_groups(found.images) == {"slide": {"pool", "test"}}
     assert {ref.image_id for ref in found.images} >= {"a", "b"}
+
+
+def test_no_split_pool_and_train_are_one_and_leak_into_the_others_alike():
+    def ref(name, group, split):
+        return ImageRef(name, Path(f"{name}.png"), "", 4, 4, 1, group=group, split=split)
+
+    teaching = [ref("a", "g1", ""), ref("b", "g1", "pool"), ref("c", "g1", "train")]
+    assert leaking_groups(teaching) == {}
+    assert leaking_groups([*teaching, ref("d", "g1", "val")]) == {"g1": {"pool", "val"}}

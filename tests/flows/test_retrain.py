@@ -225,7 +225,7 @@ def test_whole_groups_are_kept_back_always_the_same_and_never_all() -> None:
     taught, kept = keep_back(samples, 0.3)
     assert (len(taught), len(kept)) == (14, 6)
     assert not {s.image.group for s in taught} & {s.image.group for s in kept}
-    again, same = keep_back(samples[::-1], 0.3)
+    _, same = keep_back(samples[::-1], 0.3)
     assert {s.image.image_id for s in same} == {s.image.image_id for s in kept}
     assert keep_back(samples, 0.0) == (samples, [])
     assert len(keep_back(samples[:2], 0.99)[0]) == 2  # one group alone teaches

@@ -139,3 +139,10 @@ def test_shapes_that_do_not_fit():
         instances_from_queries(probs, sure(2), (8, 8), CONFIG)
     with pytest.raises(ShapeError, match="do not cover the frame"):
         instances_from_queries(probs, sure(1), (20, 16), CONFIG, stride=2)
+
+
+def test_a_mask_wholly_in_the_padding_is_no_cell():
+    probs = np.zeros((1, 32, 32), np.float32)
+    probs[0, 0:4, 20:28] = 0.9
+    assert len(instances_from_queries(probs, sure(1), (1, 1), CONFIG, stride=2)) == 0
+    assert len(instances_from_queries(probs, sure(1), (64, 30), CONFIG, stride=2)) == 0
