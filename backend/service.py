@@ -24,8 +24,8 @@ from loop.config import PublishConfig
 from loop.errors import ImageError, LoopError, NonFiniteError
 from loop.labelstudio.interface import Interface
 from loop.labelstudio.results import prompts_from_context, to_results
-from loop.models.click import cell_at
-from loop.types import FloatArray, Instances
+from loop.models.click import Scene, cell_at
+from loop.types import Instances
 
 logger = logging.getLogger(__name__)
 
@@ -117,11 +117,11 @@ class Service:
         job = self._prepare(request)
         task = request.tasks[0]
         with self._images.open(_image_value(task, job.interface)) as file:
-            maps = self._maps(file, job.champion, task)
-        shape = (int(maps.shape[1]), int(maps.shape[2]))
+            scene = self._scene(file, job.champion, task)
+        shape = (int(scene.probs.shape[1]), int(scene.probs.shape[2]))
         prompts = prompts_from_context(request.params.context, shape)
         cells = cell_at(
-            maps,
+            scene,
             prompts,
             job.champion.segmenter.instance_config,
             image_id=_image_id(task),
@@ -155,24 +155,24 @@ class Service:
         regions = to_results(prediction.instances, job.interface, tolerance_px=self._tolerance_px)
         return prediction_item(regions, confidence(prediction.uncertainty), job.version)
 
-    def _maps(self, file: ImageFile, champion: Champion, task: Task) -> FloatArray:
-        """The champion's (2, H, W) probabilities of an image, from the cache where they are there already."""
+    def _scene(self, file: ImageFile, champion: Champion, task: Task) -> Scene:
+        """What the champion sees in an image, from the cache where it is there already."""
         key = (file.sha256, champion.label)
-        maps = self._cache.get(key)
-        if maps is None:
+        scene = self._cache.get(key)
+        if scene is None:
             pixels = file.pixels()
             with self._turns.take(click=True):
-                maps = self._cache.get(key)
-                if maps is None:
-                    maps = champion.segmenter.maps(pixels)
-                    if not np.isfinite(maps).all():
+                scene = self._cache.get(key)
+                if scene is None:
+                    scene = champion.segmenter.scene(pixels)
+                    if not np.isfinite(scene.probs).all():
                         raise NonFiniteError(f"{champion.label} gives NaN for the image of {task.name}")
-                    self._cache.put(key, maps)
+                    self._cache.put(key, scene)
                     self._metrics.maps.labels("miss").inc()
                     self._metrics.map_bytes.set(self._cache.size_bytes)
-                    return maps
+                    return scene
         self._metrics.maps.labels("hit").inc()
-        return maps
+        return scene
 
 
 def _log_failure(request: PredictRequest, task: Task, error: Exception) -> None:

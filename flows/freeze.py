@@ -93,9 +93,9 @@ def split_nuclei(drawn: Instances, interface: Interface, nucleus_label: str) -> 
     """Cells and nuclei of what a person drew; both keep their label indices.
 
     A config without that label has no nuclei (None, which is not "no nucleus here": that is 0 of them). Nor has one
-    whose only label it is: there the nuclei are what is segmented, so they are the cells.
+    whose first label it is, which pre-labels take: there the nuclei are what is segmented, so they are the cells.
     """
-    if nucleus_label not in interface.labels or len(interface.labels) == 1:
+    if nucleus_label not in interface.labels[1:]:
         return drawn, None
     are_nuclei = drawn.labels == interface.labels.index(nucleus_label)
     return drawn.take(np.flatnonzero(~are_nuclei)), drawn.take(np.flatnonzero(are_nuclei))

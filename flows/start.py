@@ -93,21 +93,12 @@ def _stand(
     settings = config or load_config(edited if edited.exists() else None)
     present = _present_config(label_studio, index, name, endpoints.label_studio_managed)
     xml = label_config_xml or present or label_config(settings.publish.labels)
-    _check_first_label(Interface.parse(xml), settings.publish.nucleus_label)
+    Interface.parse(xml)
     project_id = label_studio.create_project(name, xml, f"celloop: {images.name}")
     if config is not None or not edited.exists():
         save_project_config(workspace, name, settings)
     index.add_project(name, ls_project_id=project_id, root=images.resolve(), label_config=xml)
     return open_context(workspace, name)
-
-
-def _check_first_label(interface: Interface, nucleus_label: str) -> None:
-    """Pre-labels take the first label, so nuclei must not stand first beside cells."""
-    if len(interface.labels) > 1 and interface.labels[0] == nucleus_label:
-        raise ConfigError(
-            f"the first label is {nucleus_label!r}, which pre-labels of cells would take; put the cells' label first, "
-            f"e.g. {interface.labels[1]}, {nucleus_label}, or rename it with publish.nucleus_label"
-        )
 
 
 def _present_config(label_studio: LabelStudio, index: Index, name: str, managed: bool) -> str | None:

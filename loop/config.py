@@ -136,7 +136,7 @@ class PublishConfig(_Frozen):
     """How masks are shown in Label Studio."""
 
     labels: tuple[str, ...] = ("Cell",)
-    nucleus_label: str = Field("Nucleus", description="regions of this label, where there is one, are nuclei")
+    nucleus_label: str = Field("Nucleus", description="regions of this label are nuclei, unless it is the first one")
     tolerance_px: float = Field(0.5, ge=0, le=5, description="how far a polygon may leave the mask's outline")
     chunk: int = Field(500, ge=1, description="tasks a request; Label Studio recounts the project at each")
 

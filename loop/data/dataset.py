@@ -15,7 +15,7 @@ from loop.data.kinds import kinds
 from loop.data.overlap_maps import overlap_map
 from loop.data.store import read_image
 from loop.data.targets import LabelLayers, cell_masks, pixel_weights, targets, visible_cells
-from loop.errors import InputError, LabelError, ShapeError
+from loop.errors import ConfigError, InputError, LabelError, ShapeError
 from loop.masks import to_layers
 from loop.types import BoolArray, FloatArray, Sample, UInt8Array
 
@@ -93,6 +93,7 @@ class CropStream:
 
         Raises:
             InputError: no samples.
+            ConfigError: an overlap map without an overlap head.
             LabelError: a head whose labels are not there: nuclei that are not labelled in every image, or overlaps
                 where no two cells overlap.
             ImageError: an image cannot be read.
@@ -101,6 +102,11 @@ class CropStream:
         if not samples:
             raise InputError("0 labelled images given; training needs at least one")
         self._lesson = lesson or Lesson()
+        if config.overlap_map != "none" and "overlap" not in self._lesson.heads:
+            raise ConfigError(
+                f"train.overlap_map={config.overlap_map}, but the network has no overlap head; add overlap to "
+                "model.heads (sparse_seu_net: model.overlap: true), or set train.overlap_map: none"
+            )
         _check_labels(samples, self._lesson.heads)
         self._config = config
         self._teachers = [_teacher(sample, model, config, self._lesson) for sample in samples]

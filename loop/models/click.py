@@ -10,7 +10,7 @@ from skimage.segmentation import watershed
 
 from loop.config import InstanceConfig
 from loop.labelstudio.results import Prompts
-from loop.masks import from_masks
+from loop.masks import from_masks, to_dense, to_label_image
 from loop.models.watershed import check_maps, fill_holes, segment
 from loop.types import BoolArray, FloatArray, Instances, IntArray, Source
 
@@ -23,18 +23,42 @@ MARGIN = 192
 Points = list[tuple[int, int]]
 
 
+class Scene(NamedTuple):
+    """What a click is answered from.
+
+    Attributes:
+        probs: (2, H, W) float32 in [0, 1], interior and border.
+        nuclei: (H, W) float32 in [0, 1], or None where the model does not say.
+        instances: the cells that a sparse model found, which may overlap; None where they are found in `probs`.
+    """
+
+    probs: FloatArray
+    nuclei: FloatArray | None = None
+    instances: Instances | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all arrays."""
+        masks = 0 if self.instances is None else sum(mask.nbytes for mask in self.instances.masks)
+        return int(self.probs.nbytes) + (0 if self.nuclei is None else int(self.nuclei.nbytes)) + masks
+
+
 class _View(NamedTuple):
-    """The part of an image that is looked at: maps (2, h, w), cells (h, w) with 0 = none, prompts as row, col."""
+    """The part of an image that is looked at: maps (2, h, w), cells (h, w) with 0 = none, prompts as row, col.
+
+    `whole` holds the mask (h, w) of cell i + 1 where cells overlap, so that `cells` cannot show them whole; else ().
+    """
 
     probs: FloatArray
     cells: IntArray
+    whole: tuple[BoolArray, ...]
     positive: Points
     negative: Points
     boxes: list[tuple[int, int, int, int]]
 
 
 def cell_at(
-    probs: FloatArray,
+    scene: Scene,
     prompts: Prompts,
     config: InstanceConfig,
     *,
@@ -44,9 +68,9 @@ def cell_at(
 ) -> Instances:
     """The one cell that prompts mean, or none.
 
-    - A positive point: the watershed cell under it or within 3 px. Where there is none: the region around the point
-      whose interior probability stays above half (or more, where half would leak) of the highest within 3 px of it;
-      nothing where that is below 0.05 (clear background).
+    - A positive point: the cell under it or within 3 px, found by the watershed or by a sparse model itself. Where
+      there is none: the region around the point whose interior probability stays above half (or more, where half would
+      leak) of the highest within 3 px of it; nothing where that is below 0.05 (clear background).
     - Several positive points: their cells together, gaps of up to 4 px closed.
     - A box: the cells that lie in it by half or more, else the pixels above the threshold in it, else those above half
       of its highest probability; cut to the box, largest part. Points and boxes together: the union.
@@ -54,7 +78,7 @@ def cell_at(
       the negative side is dropped. Only negative points: nothing.
 
     Args:
-        probs: (2, H, W) float32 in [0, 1], interior and border.
+        scene: what the model sees in the image.
         prompts: px of the image; points outside are moved to its edge.
         config: thresholds; `min_area` and `min_score` do not apply to what a person points at.
         image_id: goes into the instances.
@@ -68,13 +92,14 @@ def cell_at(
         ShapeError: `probs` is not (2, H, W).
         NonFiniteError: a probability near the prompts is NaN or infinite.
     """
+    probs = scene.probs
     shape = (probs.shape[-2], probs.shape[-1])
     margin = MARGIN
     while True:
         rows, columns = _window(prompts, shape, margin)
         part = probs[..., rows, columns]
         check_maps(part, image_id)
-        region = _region(_view(part, prompts, config, rows.start, columns.start), config)
+        region = _region(_view(scene, prompts, config, rows, columns), config)
         if not _is_cut(region, rows, columns, shape):
             break
         margin *= 4
@@ -108,25 +133,49 @@ def _is_cut(region: BoolArray, rows: slice, columns: slice, shape: tuple[int, in
     )
 
 
-def _view(probs: FloatArray, prompts: Prompts, config: InstanceConfig, top: int, left: int) -> _View:
+def _view(scene: Scene, prompts: Prompts, config: InstanceConfig, rows: slice, columns: slice) -> _View:
+    top, left = rows.start, columns.start
+    probs = scene.probs[..., rows, columns]
     height, width = probs.shape[1:]
-    cells, _ = segment(probs, config.model_copy(update={"min_area": 1}))
+    if scene.instances is None:
+        whole: tuple[BoolArray, ...] = ()
+        nuclei = None if scene.nuclei is None else scene.nuclei[rows, columns]
+        cells, _ = segment(probs, config.model_copy(update={"min_area": 1}), nuclei=nuclei)
+    else:
+        near = _moved(scene.instances, rows, columns)
+        cells = to_label_image(near, on_overlap="score")
+        whole = tuple(to_dense(near))
 
     def pixel(x: float, y: float) -> tuple[int, int]:
         return int(np.clip(np.floor(y) - top, 0, height - 1)), int(np.clip(np.floor(x) - left, 0, width - 1))
 
     points = [pixel(float(x), float(y)) for x, y in prompts.points_xy.reshape(-1, 2)]
-    boxes = []
+    drawn = []
     for x0, y0, x1, y1 in prompts.boxes_xyxy.reshape(-1, 4):
         (row0, col0), (row1, col1) = pixel(x0, y0), pixel(np.ceil(x1) - 1, np.ceil(y1) - 1)
-        boxes.append((row0, col0, max(row1, row0) + 1, max(col1, col0) + 1))
+        drawn.append((row0, col0, max(row1, row0) + 1, max(col1, col0) + 1))
     return _View(
         probs,
         cells,
+        whole,
         [p for p, keep in zip(points, prompts.positive, strict=True) if keep],
         [p for p, keep in zip(points, prompts.positive, strict=True) if not keep],
-        boxes,
+        drawn,
     )
+
+
+def _moved(cells: Instances, rows: slice, columns: slice) -> Instances:
+    """The parts of the cells inside a window, in the window's px; cells that lie outside are gone."""
+    corner = np.array([columns.start, rows.start] * 2, np.int32)
+    size = np.array([columns.stop - columns.start, rows.stop - rows.start] * 2, np.int32)
+    boxes = cells.boxes_xyxy - corner
+    inside = np.clip(boxes, 0, size)
+    seen = np.flatnonzero((inside[:, 0] < inside[:, 2]) & (inside[:, 1] < inside[:, 3]))
+    masks = []
+    for i in seen.tolist():
+        x0, y0, x1, y1 = (inside[i] - np.tile(boxes[i, :2], 2)).tolist()
+        masks.append(cells.masks[i][y0:y1, x0:x1])
+    return Instances.build((int(size[1]), int(size[0])), inside[seen], masks, scores=cells.scores[seen])
 
 
 def _region(view: _View, config: InstanceConfig) -> BoolArray:
@@ -154,7 +203,7 @@ def _around(point: tuple[int, int], shape: tuple[int, ...], radius: int) -> tupl
 def _under_point(view: _View, point: tuple[int, int]) -> BoolArray:
     found = int(view.cells[point]) or _nearest_cell(view.cells, point)
     if found:
-        return np.asarray(view.cells == found)
+        return view.whole[found - 1] if view.whole else np.asarray(view.cells == found)
     free = view.cells == 0
     interior = np.where(free, view.probs[0], 0)
     window = _around(point, interior.shape, NEAR)

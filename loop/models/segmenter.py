@@ -12,6 +12,7 @@ from loop.config import InstanceConfig, ModelConfig
 from loop.data.intensity import stretch
 from loop.data.preprocess import pad_to_multiple
 from loop.errors import NonFiniteError
+from loop.models.click import Scene
 from loop.models.dense import head_maps, instances_from_heads, interior_and_border
 from loop.models.queries import confidences_of
 from loop.models.runtime import autocast, resolve_device, to_input
@@ -141,6 +142,15 @@ class Segmenter:
             )
         return sighting.instances.take(np.flatnonzero(sighting.instances.scores >= chosen.floor))
 
+    def scene(self, pixels: UInt8Array) -> Scene:
+        """What clicks in an image are answered from; `pixels` and errors as for `maps`."""
+        sighting = self._see(self._stretch(pixels), "")
+        if sighting.instances is not None:
+            cells = self.cells(sighting)
+            return Scene(np.stack([sighting.interior, border_of(cells)]), instances=cells)
+        nuclei = sighting.maps[self.heads.index("nuclei")] if "nuclei" in self.heads else None
+        return Scene(interior_and_border(sighting.maps, self.heads), nuclei)
+
     def maps(self, pixels: UInt8Array) -> FloatArray:
         """Interior and border probabilities: (2, H, W) float32 in [0, 1]; NaN where the network gives NaN.
 
@@ -153,10 +163,7 @@ class Segmenter:
         Raises:
             ShapeError: `pixels` is not (H, W, 1) or (H, W, 3).
         """
-        sighting = self._see(self._stretch(pixels), "")
-        if sighting.instances is None:
-            return interior_and_border(sighting.maps, self.heads)
-        return np.stack([sighting.interior, border_of(sighting.instances)])
+        return self.scene(pixels).probs
 
     def head_maps(self, pixels: UInt8Array) -> dict[str, FloatArray]:
         """The probability map (H, W) float32 of each head by its name; `pixels` and errors as for `maps`."""

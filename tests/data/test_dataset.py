@@ -7,7 +7,7 @@ from loop.config import ModelConfig, TrainConfig
 from loop.data.dataset import CropStream, Lesson
 from loop.data.store import write_png
 from loop.data.synthetic import draw_cells
-from loop.errors import ImageError, InputError, LabelError, ShapeError
+from loop.errors import ConfigError, ImageError, InputError, LabelError, ShapeError
 from loop.masks import from_masks
 from loop.types import ImageRef, Instances, Sample
 
@@ -198,3 +198,8 @@ def test_blanked_rectangles_leave_the_labels_alone(tmp_path):
     )
     assert (plain.image != blanked.image).any()
     np.testing.assert_array_equal(plain.target, blanked.target)
+
+
+def test_an_overlap_map_without_an_overlap_head_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"overlap_map=v4.*no overlap head"):
+        CropStream([sample(tmp_path)], ModelConfig(), STILL.model_copy(update={"overlap_map": "v4"}))

@@ -1,4 +1,5 @@
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from loop.data.store import write_label_image, write_png
 from loop.data.synthetic import draw_cells
 from loop.errors import ImageError, InputError, LabelError
 from loop.masks import to_dense, to_label_image
+from loop.types import ImageRef
 
 
 @pytest.fixture

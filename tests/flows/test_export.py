@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from flows import export as export_module
 from flows.export import export, geojson_features
 from loop.adapters.index import AnnotationRow, ImageRow, Index
+from loop.config import LoopConfig
 from loop.data.store import read_label_image
 from loop.errors import InputError
 from loop.labelstudio.interface import Interface, label_config
@@ -100,7 +101,7 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     states: dict[str, dict[str, object]] = {row.image_id: {"state": "labelled"} for row in rows}
     states["held"]["role"] = "control"
     index.set_images("cells", states)
-    yield SimpleNamespace(index=index, project_name="cells", interface=INTERFACE)
+    yield SimpleNamespace(index=index, project_name="cells", interface=INTERFACE, config=LoopConfig())
     index.close()
 
 

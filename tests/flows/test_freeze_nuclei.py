@@ -70,7 +70,7 @@ def check(found: Instances | None, masks: list[Any]) -> None:
     np.testing.assert_array_equal(to_dense(found), np.reshape(masks, (-1, *SHAPE)))
 
 
-@pytest.mark.parametrize("labels", [("Cell", "Nucleus"), ("Nucleus", "Cell")])
+@pytest.mark.parametrize("labels", [("Cell", "Nucleus"), ("Cell", "Debris", "Nucleus")])
 def test_nuclei_are_no_cells_and_an_image_without_any_has_none(tmp_path: Path, labels: tuple[str, ...]) -> None:
     with labelled(tmp_path, labels, "Cell", "Nucleus") as context:
         frozen = freeze(context)
@@ -106,4 +106,10 @@ def test_a_project_without_that_label_has_no_nuclei(
 def test_nuclei_that_are_the_only_label_are_the_cells() -> None:
     interface = Interface.parse(label_config(("Nucleus",)))
     drawn = from_masks([NUCLEUS], SHAPE)
+    assert split_nuclei(drawn, interface, "Nucleus") == (drawn, None)
+
+
+def test_nuclei_that_stand_first_are_what_is_segmented_also_beside_other_labels() -> None:
+    interface = Interface.parse(label_config(("Nucleus", "Debris")))
+    drawn = Instances.build((4, 4), [(0, 0, 2, 2)], [np.ones((2, 2), bool)])
     assert split_nuclei(drawn, interface, "Nucleus") == (drawn, None)

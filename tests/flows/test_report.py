@@ -16,6 +16,7 @@ from flows.local.workspace import Workspace
 from flows.predict import forget_old, predict_images
 from flows.report import write_report
 from loop.adapters.index import AnnotationRow, ImageRow, RoundRow
+from loop.config import LoopConfig
 from loop.data.predictions import PredictionStore, StoredPrediction
 from loop.data.store import describe, write_png
 from loop.data.synthetic import draw_cells
@@ -64,6 +65,7 @@ def hall(tmp_path: Path) -> Hall:
     )
     context = SimpleNamespace(
         project=SimpleNamespace(name="p", ls_project_id=1),
+        config=LoopConfig(),
         project_name="p",
         index=index,
         interface=interface,

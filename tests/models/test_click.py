@@ -4,8 +4,8 @@ import pytest
 from loop.config import InstanceConfig
 from loop.errors import NonFiniteError, ShapeError
 from loop.labelstudio.results import Prompts
-from loop.masks import to_dense
-from loop.models.click import cell_at
+from loop.masks import from_masks, to_dense
+from loop.models.click import Scene, cell_at
 
 CONFIG = InstanceConfig()
 SHAPE = (60, 90)
@@ -41,7 +41,7 @@ def prompts(positive=(), negative=(), boxes=()):
 
 
 def mask_at(probs, given):
-    found = cell_at(probs, given, CONFIG)
+    found = cell_at(Scene(probs), given, CONFIG)
     assert len(found) == 1
     return to_dense(found)[0]
 
@@ -51,7 +51,9 @@ def iou(a, b):
 
 
 def test_a_point_gives_the_cell_under_it():
-    found = cell_at(picture(), prompts([(70.4, 30.9)]), CONFIG, image_id="a", source="model", model_version="m-v2")
+    found = cell_at(
+        Scene(picture()), prompts([(70.4, 30.9)]), CONFIG, image_id="a", source="model", model_version="m-v2"
+    )
     np.testing.assert_array_equal(to_dense(found)[0], FAR)
     assert (found.image_id, found.source, found.model_version) == ("a", "model", "m-v2")
     assert found.scores[0] == pytest.approx(0.95, abs=1e-4)
@@ -68,12 +70,12 @@ def test_a_point_just_beside_a_cell_means_it():
 
 @pytest.mark.parametrize("point", [(5, 5), (89.9, 59.9), (-40, -3), (500, 500)])
 def test_clear_background_gives_nothing(point):
-    assert len(cell_at(picture(), prompts([point]), CONFIG)) == 0
+    assert len(cell_at(Scene(picture()), prompts([point]), CONFIG)) == 0
 
 
 def test_no_prompts_and_only_negative_points_give_nothing():
-    assert len(cell_at(picture(), prompts(), CONFIG)) == 0
-    assert len(cell_at(picture(), prompts(negative=[(70, 30)]), CONFIG)) == 0
+    assert len(cell_at(Scene(picture()), prompts(), CONFIG)) == 0
+    assert len(cell_at(Scene(picture()), prompts(negative=[(70, 30)]), CONFIG)) == 0
 
 
 @pytest.mark.parametrize("level", [0.08, 0.2, 0.45])
@@ -147,7 +149,7 @@ def test_a_box_around_a_faint_cell_and_around_nothing():
     faint = disc(12, 60, 7)
     probs[0][faint] = 0.3
     np.testing.assert_array_equal(mask_at(probs, prompts(boxes=[(50, 2, 70, 22)])), faint)
-    assert len(cell_at(probs, prompts(boxes=[(0, 0, 10, 10)]), CONFIG)) == 0
+    assert len(cell_at(Scene(probs), prompts(boxes=[(0, 0, 10, 10)]), CONFIG)) == 0
 
 
 def test_a_negative_point_cuts_two_cells_that_the_model_took_for_one():
@@ -171,7 +173,7 @@ def test_a_negative_point_elsewhere_changes_nothing():
 
 
 def test_positive_and_negative_on_the_same_pixel_leave_nothing():
-    assert len(cell_at(picture(), prompts([(70, 30)], negative=[(70, 30)]), CONFIG)) == 0
+    assert len(cell_at(Scene(picture()), prompts([(70, 30)], negative=[(70, 30)]), CONFIG)) == 0
 
 
 def test_a_cell_larger_than_the_part_that_is_looked_at_first_is_whole():
@@ -202,6 +204,31 @@ def test_bad_maps_are_refused():
     probs = picture()
     probs[0, 30, 70] = np.nan
     with pytest.raises(NonFiniteError, match="img-1"):
-        cell_at(probs, prompts([(70, 30)]), CONFIG, image_id="img-1")
+        cell_at(Scene(probs), prompts([(70, 30)]), CONFIG, image_id="img-1")
     with pytest.raises(ShapeError, match=r"\(1, 60, 90\)"):
-        cell_at(probs[:1], prompts([(70, 30)]), CONFIG)
+        cell_at(Scene(probs[:1]), prompts([(70, 30)]), CONFIG)
+
+
+def test_overlapping_cells_of_a_sparse_model_come_back_whole():
+    rows, columns = np.ogrid[:60, :100]
+    discs = [(rows - 30) ** 2 + (columns - x) ** 2 <= 15**2 for x in (40, 58)]
+    cells = from_masks(discs, (60, 100), scores=[0.9, 0.8])
+    probs = np.zeros((2, 60, 100), np.float32)
+    probs[0] = 0.9 * np.any(discs, axis=0)
+    scene = Scene(probs, instances=cells)
+    for point, expected in (((30, 30), 0), ((70, 30), 1), ((49, 30), 0)):
+        found = cell_at(scene, prompts([point]), CONFIG)
+        np.testing.assert_array_equal(to_dense(found)[0], discs[expected])
+    assert len(cell_at(scene, prompts([(5, 5)]), CONFIG)) == 0
+    assert scene.nbytes == probs.nbytes + sum(mask.nbytes for mask in cells.masks)
+
+
+def test_nuclei_part_the_cells_that_are_clicked():
+    probs = np.zeros((2, 40, 60), np.float32)
+    probs[0][12:28, 10:50] = 0.95
+    nuclei = np.zeros((40, 60), np.float32)
+    nuclei[18:22, 16:20] = nuclei[18:22, 40:44] = 0.9
+    whole = cell_at(Scene(probs), prompts([(17, 20)]), CONFIG)
+    half = cell_at(Scene(probs, nuclei), prompts([(17, 20)]), CONFIG)
+    assert whole.masks[0].sum() == 16 * 40
+    assert 0.3 < half.masks[0].sum() / whole.masks[0].sum() < 0.7
