@@ -143,7 +143,14 @@ def _store(out: Path, config: LoopConfig, trained: Trained) -> None:
 
 
 def predict_folder(
-    model: Path, images: Path, out: Path, formats: Sequence[str], *, device: str = "auto", tell: Tell | None = None
+    model: Path,
+    images: Path,
+    out: Path,
+    formats: Sequence[str],
+    *,
+    tta: int | None = None,
+    device: str = "auto",
+    tell: Tell | None = None,
 ) -> FolderReport:
     """Masks of a checkpoint for every image of a folder, in the formats asked for.
 
@@ -151,16 +158,26 @@ def predict_folder(
     `layers`: OUT/layers/STEM.tif (16-bit, as many pages as keep overlapping cells whole) and STEM.scores.json.
     `coco`: OUT/coco.json with RLE masks. `labelstudio`: OUT/labelstudio.json, tasks with predictions to import.
 
+    Args:
+        model: a checkpoint directory.
+        images: the folder.
+        out: made if missing.
+        formats: some of the above.
+        tta: how many of the eight flips and quarter turns of an image are looked at; None = as the model was stored.
+        device: "auto", "cpu" or "cuda".
+        tell: called as tell("predict", done, total).
+
     Raises:
-        InputError: a format is unknown, or the folder has no image.
+        InputError: a format or a number of turns is unknown, or the folder has no image.
     """
+    if tta not in (None, 1, 2, 4, 8):
+        raise InputError(f"--tta {tta}; choose 1, 2, 4 or 8 flips and turns")
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown:
         raise InputError(f"unknown format {', '.join(unknown)}; choose from {', '.join(FORMATS)}")
     checkpoint = load_checkpoint(model, device=device)
-    segmenter = Segmenter(
-        checkpoint.net, checkpoint.model_config, checkpoint.instance_config, device=device, model_version=model.name
-    )
+    instances = checkpoint.instance_config.model_copy(update={} if tta is None else {"tta": tta})
+    segmenter = Segmenter(checkpoint.net, checkpoint.model_config, instances, device=device, model_version=model.name)
     folder = open_folder(images, labels=False)
     out.mkdir(parents=True, exist_ok=True)
     found: list[tuple[ImageRef, Instances]] = []

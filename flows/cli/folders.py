@@ -67,6 +67,7 @@ def predict(
     images: Annotated[Path, typer.Option("--images", help="Folder of images.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
     formats: Annotated[str, typer.Option("--format", help="some of labels,layers,coco,labelstudio")] = "labels",
+    tta: Annotated[int | None, typer.Option("--tta", help="Flips and turns to look at: 1, 2, 4 or 8.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
     json: JsonOption = False,
 ) -> None:
@@ -77,7 +78,7 @@ def predict(
 
         wanted = [part.strip() for part in formats.split(",") if part.strip()]
         with telling() as tell:
-            done = predict_folder(model, images, out, wanted, device=device, tell=tell)
+            done = predict_folder(model, images, out, wanted, tta=tta, device=device, tell=tell)
         emit(asdict(done), json=json, render=_summary)
 
     run(work, json=json)

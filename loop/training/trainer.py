@@ -1,5 +1,6 @@
 """Trains a segmenter on labelled images: the loop, top to bottom."""
 
+import logging
 import math
 import os
 import time
@@ -23,6 +24,8 @@ from loop.training.learner import Learner
 from loop.training.state import Progress, TrainingState, recipe_of
 from loop.training.validation import Validation
 from loop.types import Sample
+
+logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10
 STORE_EVERY_S = 30.0
@@ -96,6 +99,11 @@ def train(
         NonFiniteError: the loss became NaN or infinite.
         CheckpointError: `state_dir` holds another training, or cannot be read or written.
     """
+    if config.patience and (not validation or config.patience > config.validations):
+        logger.warning(
+            "train.patience=%d cannot end this training: it has %d validation images and validates %d times",
+            *(config.patience, len(validation), config.validations),
+        )
     with process_group(resolve_device(config.device)) as group:
         learner = Learner(model, config, group)
         stream = CropStream(samples, model, config, learner.lesson)

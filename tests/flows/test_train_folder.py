@@ -235,6 +235,25 @@ def test_an_unknown_model_and_an_unknown_format_name_the_known_ones(tmp_path: Pa
         train_folder(data, tmp_path / "out", tiny(**{"model.name": "resnet"}), silent)
     with pytest.raises(InputError, match="unknown format yolo; choose from labels, layers, coco, labelstudio"):
         predict_folder(model, data, tmp_path / "out", ["yolo"], device="cpu")
+    with pytest.raises(InputError, match="--tta 3; choose 1, 2, 4 or 8"):
+        predict_folder(model, data, tmp_path / "out", ["labels"], tta=3, device="cpu")
+
+
+def test_flips_and_turns_are_taken_from_the_call(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = draw(tmp_path / "data", {"a": ""})
+    used = []
+
+    class Sees:
+        def __init__(self, net: Any, model_config: Any, instances: Any, **kwargs: Any) -> None:
+            used.append(instances.tta)
+
+        def predict(self, pixels: Any, image_id: str) -> Any:
+            return type("Prediction", (), {"instances": overlapping()})
+
+    monkeypatch.setattr(flows.folders, "Segmenter", Sees)
+    predict_folder(model, data, tmp_path / "out", ["labels"], tta=4, device="cpu")
+    predict_folder(model, data, tmp_path / "out", ["labels"], device="cpu")
+    assert used == [4, 1]
 
 
 def test_a_truncated_tiff_of_layers_is_no_truth(tmp_path: Path) -> None:

@@ -159,3 +159,9 @@ def test_a_net_that_gives_nan_is_refused_with_the_image(samples):
     for call in (judge.ap, judge.fit):
         with pytest.raises(NonFiniteError, match="image '0'"):
             call(net)
+
+
+def test_a_patience_that_cannot_end_anything_is_said(samples, caplog):
+    with caplog.at_level("WARNING"):
+        train(samples[:1], DENSE, config(max_steps=1, patience=2), log=silent)
+    assert any("train.patience=2 cannot end this training" in record.getMessage() for record in caplog.records)
