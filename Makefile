@@ -19,8 +19,8 @@ demo: setup
 
 test: setup unit services
 
-unit: setup
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not services"
+unit: setup  # two processes side by side, a thread each: more threads than cores slow each other down
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not services"
 
 services: setup
 	$(BIN)/python -m pytest -q -rs -m services
