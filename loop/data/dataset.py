@@ -107,9 +107,12 @@ class CropStream:
                 f"train.overlap_map={config.overlap_map}, but the network has no overlap head; add overlap to "
                 "model.heads (sparse_seu_net: model.overlap: true), or set train.overlap_map: none"
             )
-        _check_labels(samples, self._lesson.heads)
+        if "nuclei" in self._lesson.heads:
+            _check_nuclei(samples)
         self._config = config
         self._teachers = [_teacher(sample, model, config, self._lesson) for sample in samples]
+        if "overlap" in self._lesson.heads:
+            _check_overlaps(self._teachers)
         self._chances = _chances(samples, self._teachers, config.balance)
 
     def batch(self, index: int, size: int | None = None) -> Batch:
@@ -135,15 +138,13 @@ class CropStream:
         rng = np.random.default_rng([config.seed, index, place])
         teacher = self._teachers[int(rng.choice(len(self._teachers), p=self._chances))]
         warp = random_map(rng, config.crop, _centre(rng, teacher, config.crop), config)
-        if lesson.most_cells is not None:
-            warp = _zoomed(warp, teacher, lesson.most_cells)
+        warp, layers = _zoomed(warp, teacher, lesson.most_cells)
         image = warp.image(teacher.pixels)
         if config.veil and rng.random() < config.veil:
             image = veil(rng, image)
         image = random_intensity(rng, image, config.intensity, teacher.invert)
         if config.dropout and rng.random() < config.dropout:
             image = blank_out(rng, image)
-        layers = warp.layers(teacher.layers)
         nuclei = None if teacher.nuclei is None else warp.layers(teacher.nuclei)
         if lesson.most_cells is not None:  # a cell and its mirror image are not one cell
             height, width = teacher.pixels.shape[:2]
@@ -165,11 +166,12 @@ def _weights_of(layers: LabelLayers, weights: FloatArray) -> FloatArray:
     return weights[np.array(visible_cells(layers), np.int64) - 1]
 
 
-def _zoomed(warp: SamplingMap, teacher: _Teacher, most: int) -> SamplingMap:
-    """The map, its field made smaller around its middle until at most `most` cells are seen."""
+def _zoomed(warp: SamplingMap, teacher: _Teacher, most: int | None) -> tuple[SamplingMap, LabelLayers]:
+    """The map, its field made smaller around its middle until at most `most` cells are seen, and the cells in it."""
     for _ in range(ZOOM_TRIES):
-        if len(visible_cells(warp.layers(teacher.layers))) <= most:
-            return warp
+        layers = warp.layers(teacher.layers)
+        if most is None or len(visible_cells(layers)) <= most:
+            return warp, layers
         warp = warp.zoomed(ZOOM_STEP)
     raise InputError(
         f"{teacher.image_id}: more than {most} cells lie in a crop however small its field; set model.queries higher "
@@ -177,18 +179,20 @@ def _zoomed(warp: SamplingMap, teacher: _Teacher, most: int) -> SamplingMap:
     )
 
 
-def _check_labels(samples: Sequence[Sample], heads: Sequence[str]) -> None:
-    if "nuclei" in heads:
-        without = [sample.image.image_id for sample in samples if sample.nuclei is None]
-        if without:
-            raise LabelError(
-                f"the head nuclei is asked for, but {len(without)} of {len(samples)} images have no labelled nuclei, "
-                f"first {without[0]}; add nuclei/STEM.png, or leave nuclei out of model.heads"
-            )
-    if "overlap" in heads and not any(len(to_layers(sample.instances)) > 1 for sample in samples):
+def _check_nuclei(samples: Sequence[Sample]) -> None:
+    without = [sample.image.image_id for sample in samples if sample.nuclei is None]
+    if without:
         raise LabelError(
-            f"the overlap head is asked for, but no two cells overlap in any of the {len(samples)} images; give labels "
-            "in which cells overlap (several layers in labels/STEM.tif), or leave the overlap head out"
+            f"the head nuclei is asked for, but {len(without)} of {len(samples)} images have no labelled nuclei, "
+            f"first {without[0]}; add nuclei/STEM.png, or leave nuclei out of model.heads"
+        )
+
+
+def _check_overlaps(teachers: Sequence[_Teacher]) -> None:
+    if all(len(teacher.layers) == 1 for teacher in teachers):
+        raise LabelError(
+            f"the overlap head is asked for, but no two cells overlap in any of the {len(teachers)} images; give "
+            "labels in which cells overlap (several layers in labels/STEM.tif), or leave the overlap head out"
         )
 
 
@@ -203,7 +207,7 @@ def _teacher(sample: Sample, model: ModelConfig, config: TrainConfig, lesson: Le
     stretched = stretch(stored.pixels, model.in_channels, dark_background=model.dark_background)
     boxes = sample.instances.boxes_xyxy.astype(np.float32)
     likely = None
-    if config.overlap_map != "none" and "overlap" in lesson.heads:
+    if config.overlap_map != "none":
         likely = overlap_map(config.overlap_map, sample.instances, sample.nuclei)
     return _Teacher(
         image_id=sample.image.image_id,
