@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from loop.errors import ConfigError
 
-Head = Literal["interior", "nuclei", "border", "background", "overlap"]
+Head = Literal["interior", "nuclei", "border", "background", "overlap", "distance"]
 OverlapKind = Literal["none", "v0", "v1", "v2", "v3", "v4"]
 
 
@@ -88,6 +88,7 @@ class TrainConfig(_Frozen):
     nuclei_weight: float = Field(1.0, gt=0, description="likewise")
     border_weight: float = Field(2.0, gt=0, description="likewise")
     background_weight: float = Field(1.0, gt=0, description="likewise")
+    distance_weight: float = Field(1.0, gt=0, description="likewise")
     overlap_weight: float = Field(1.0, gt=0, description="likewise")
     dice: bool = Field(True, description="Dice is added to each head's cross-entropy")
     overlap_map: OverlapKind = Field("none", description="map that says where overlaps are likely (thesis 4.3)")
@@ -108,6 +109,15 @@ class TrainConfig(_Frozen):
         0.15, ge=0, le=1, description="share of crops with dim blobs behind the cells that are no cells"
     )
     dropout: float = Field(0.0, ge=0, le=1, description="share of crops in which rectangles are blanked out")
+    pseudo_share: float = Field(0.5, ge=0, lt=1, description="share of the crops that pseudo-labelled images give")
+    pseudo_ramp: float = Field(0.2, ge=0, le=1, description="share of the budget in which their weight rises from 0")
+    consistency: float = Field(
+        0.5, ge=0, description="weight of agreeing with the averaged weights on pseudo-labelled crops"
+    )
+    gan_l1_weight: float = Field(100.0, ge=0, description="pix2pix: of the planes' mean absolute error")
+    gan_rate: float = Field(4e-4, gt=0, description="pix2pix: learning rate of the discriminator")
+    gan_smooth: float = Field(0.1, ge=0, lt=0.5, description="pix2pix: real patches count as 1 minus this")
+    gan_penalty: float = Field(1.0, ge=0, description="pix2pix: of the discriminator's squared gradient (R1)")
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
@@ -137,8 +147,52 @@ class PublishConfig(_Frozen):
 
     labels: tuple[str, ...] = ("Cell",)
     nucleus_label: str = Field("Nucleus", description="regions of this label are nuclei, unless it is the first one")
+    doubtful_label: str = Field("Cell?", description="pre-labels of low confidence get this label; '' = none does")
+    doubtful_below: float = Field(0.5, ge=0, le=1, description="a confidence under this is low")
+    done_label: str = Field("Done area", description="outside such regions nothing is taught; '' = no such label")
     tolerance_px: float = Field(0.5, ge=0, le=5, description="how far a polygon may leave the mask's outline")
     chunk: int = Field(500, ge=1, description="tasks a request; Label Studio recounts the project at each")
+
+
+class SamConfig(_Frozen):
+    """The labellers sam and sam2 (loop/pseudo/sam.py)."""
+
+    kind: Literal["vit_b", "vit_l", "vit_h"] = "vit_b"
+    checkpoint: str = Field("", description="file of the weights; '' = CELLOOP_HOME/models/NAME as published")
+    mode: Literal["automatic", "prompted", "both"] = Field("prompted", description="prompted: by the champion's cells")
+    points_per_side: int = Field(32, ge=1, le=256, description="automatic: the grid of points is so fine")
+    hsv_filter: bool = Field(True, description="colour images: masks whose colour is not that of cells are dropped")
+
+
+class PseudoConfig(_Frozen):
+    """Who proposes masks of unlabelled images, and which of them teach (loop/pseudo)."""
+
+    labellers: tuple[str, ...] = Field(("champion",), description="keys of PSEUDO_LABELLERS that propose masks")
+    teach: bool = Field(True, description="confident cells teach the next model; off = they are only shown")
+    keep: float = Field(0.7, gt=0, le=1, description="cells of this confidence or more teach")
+    doubt: float = Field(
+        0.15, ge=0, lt=1, description="those below keep but not below this are neither cell nor ground"
+    )
+    keep_iou: float = Field(0.75, gt=0, lt=1, description="confidence: chance that a person's cell agrees so far")
+    views: Literal[1, 2, 4, 7, 8] = Field(4, description="flips and turns in which an image is looked at")
+    fuse_iou: float = Field(0.15, gt=0, lt=1, description="cells of two labellers that overlap so far are one")
+    overlaps: bool = Field(False, description="a pixel may belong to two fused cells")
+    max_cells: int = Field(2000, ge=1, description="a labeller that proposes more in an image is not believed there")
+    images: int = Field(200, ge=1, description="unlabelled images that teach in a round, at most, drawn at random")
+    reserve: float = Field(0.3, ge=0, lt=1, description="share of the pool kept from teaching: the hold-out's source")
+    min_precision: float = Field(0.6, ge=0, le=1, description="a labeller of lower audited precision stops teaching")
+    audit_cells: int = Field(30, ge=1, description="an audit of fewer proposed cells decides nothing")
+    calibrate_cells: int = Field(40, ge=10, description="fewer cells than this calibrate nothing")
+    labelled_only: float = Field(0.5, gt=0, le=1, description="budget of the challenger without pseudo-labels, a share")
+    labeller_minutes: float = Field(1.0, gt=0, description="training of each further labeller in a round")
+    sam: SamConfig = SamConfig()
+    weights: dict[str, str] = Field({}, description="cellpose, stardist, yolo, mask_rcnn: file or name of the weights")
+
+    @model_validator(mode="after")
+    def _thresholds_in_order(self) -> "PseudoConfig":
+        if self.doubt >= self.keep:
+            raise ValueError(f"doubt={self.doubt} is not below keep={self.keep}; lower doubt")
+        return self
 
 
 class TriggerConfig(_Frozen):
@@ -169,6 +223,7 @@ class LoopConfig(_Frozen):
     select: SelectConfig = SelectConfig()
     gate: GateConfig = GateConfig()
     publish: PublishConfig = PublishConfig()
+    pseudo: PseudoConfig = PseudoConfig()
     trigger: TriggerConfig = TriggerConfig()
     retrain: RetrainConfig = RetrainConfig()
 

@@ -15,7 +15,19 @@ UInt8Array = npt.NDArray[np.uint8]
 IntArray = npt.NDArray[np.int32]
 FloatArray = npt.NDArray[np.float32]
 
-Source = Literal["human", "human-edited", "model", "pseudo"]
+Source = Literal["human", "human-accepted", "human-edited", "model", "pseudo"]
+
+
+class Origin(NamedTuple):
+    """Where one cell comes from.
+
+    `source`: drawn by a person, accepted or edited by one, or made by a model, as a pre-label or to teach. `by` names
+    the model or labeller that it came from, with its version, as "celloop-demo-v3" or "sam:vit_b-01ec64d2"; "" for a
+    cell that a person drew.
+    """
+
+    source: Source
+    by: str = ""
 
 
 @dataclass(frozen=True)
@@ -55,8 +67,9 @@ class Instances:
         labels: (N,) int32, index into the label names of the project (0 = the first).
         weights: (N,) float32 >= 0, how much each cell teaches; 1 for a person's cells.
         image_id: the image's stem, or "".
-        source: who drew them.
+        source: who drew them, where `origins` is empty.
         model_version: registry version of the model that drew them, or "".
+        origins: N origins where they are not all of `source`, else ().
 
     N may be 0. Nothing here is mutated after construction.
     """
@@ -70,10 +83,12 @@ class Instances:
     image_id: str = ""
     source: Source = "human"
     model_version: str = ""
+    origins: tuple[Origin, ...] = ()
 
     def __post_init__(self) -> None:
         n = len(self.masks)
         sizes = {
+            **({"origins": len(self.origins)} if self.origins else {}),
             "boxes_xyxy": len(self.boxes_xyxy),
             "scores": len(self.scores),
             "labels": len(self.labels),
@@ -95,6 +110,10 @@ class Instances:
     def __len__(self) -> int:
         return len(self.masks)
 
+    def origin(self, i: int) -> Origin:
+        """Where cell `i` comes from."""
+        return self.origins[i] if self.origins else Origin(self.source, self.model_version)
+
     @classmethod
     def build(
         cls,
@@ -108,6 +127,7 @@ class Instances:
         image_id: str = "",
         source: Source = "human",
         model_version: str = "",
+        origins: Sequence[Origin] = (),
     ) -> "Instances":
         """Instances with the usual defaults filled in: score 1, label 0, weight 1; none at all is allowed."""
         n = len(masks)
@@ -121,6 +141,7 @@ class Instances:
             image_id=image_id,
             source=source,
             model_version=model_version,
+            origins=tuple(origins),
         )
 
     def take(self, indices: Sequence[int] | npt.NDArray[np.integer]) -> "Instances":
@@ -136,15 +157,21 @@ class Instances:
             image_id=self.image_id,
             source=self.source,
             model_version=self.model_version,
+            origins=tuple(self.origins[int(i)] for i in keep) if self.origins else (),
         )
 
 
 class Sample(NamedTuple):
-    """One image to learn from or to be measured on: the reference, its cells, its nuclei where they are labelled."""
+    """One image to learn from or to be measured on.
+
+    `nuclei` where they are labelled. `known` (H, W) bool: where the labels are complete; elsewhere nothing is taught,
+    neither cell nor background; None = everywhere.
+    """
 
     image: ImageRef
     instances: Instances
     nuclei: Instances | None = None
+    known: BoolArray | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -29,7 +29,9 @@ class Batch(NamedTuple):
     `image` (B, C, S, S) float32 roughly in [0, 1]; `target` (B, K, S, S) float32 in {0, 1}, one map a head; `weight`
     (B, 1, S, S) float32 >= 0, how much each pixel counts; `overlap_map` (B, 1, S, S) float32 in [0, 1], or None where
     none is used; `masks` B arrays (n, S, S) bool, the cells of each crop, and `mask_weights` B arrays (n,) float32,
-    >= 0; both empty where a network does not learn from masks.
+    >= 0; both empty where a network does not learn from masks. `pseudo` (B,) bool, which crops are of pseudo-labelled
+    images, or None where there are none; `weak` (B, C, S, S) as `image`, moved and turned but otherwise unchanged, or
+    None where nothing is compared with it.
     """
 
     image: FloatArray
@@ -38,6 +40,8 @@ class Batch(NamedTuple):
     overlap_map: FloatArray | None = None
     masks: tuple[BoolArray, ...] = ()
     mask_weights: tuple[FloatArray, ...] = ()
+    pseudo: BoolArray | None = None
+    weak: FloatArray | None = None
 
     def part(self, start: int, stop: int) -> "Batch":
         """The crops from `start` to `stop`, ends exclusive."""
@@ -49,6 +53,8 @@ class Batch(NamedTuple):
             likely,
             self.masks[start:stop],
             self.mask_weights[start:stop],
+            None if self.pseudo is None else self.pseudo[start:stop],
+            None if self.weak is None else self.weak[start:stop],
         )
 
 
@@ -65,6 +71,7 @@ class _Teacher(NamedTuple):
     pixels: UInt8Array
     layers: LabelLayers
     nuclei: LabelLayers | None
+    known: LabelLayers | None
     likely: FloatArray | None
     weights: FloatArray
     centres_xy: FloatArray
@@ -76,11 +83,17 @@ class CropStream:
 
     Images are drawn so that frequent modalities (or looks, where no modality is known) do not crowd out rare ones: an
     image's chance is (images of its kind) ** -`balance`. Four crops in five are centred near a cell. Images of which
-    it is not plain whether their background is dark are inverted in half of their crops.
+    it is not plain whether their background is dark are inverted in half of their crops. Where there are
+    pseudo-labelled images, `pseudo_share` of the crops are of them, as evenly spread over the batches as can be.
     """
 
     def __init__(
-        self, samples: Sequence[Sample], model: ModelConfig, config: TrainConfig, lesson: Lesson | None = None
+        self,
+        samples: Sequence[Sample],
+        model: ModelConfig,
+        config: TrainConfig,
+        lesson: Lesson | None = None,
+        pseudo: Sequence[Sample] = (),
     ) -> None:
         """Reads all images.
 
@@ -90,6 +103,7 @@ class CropStream:
             config: crop size, batch size, augmentation and seed.
             lesson: what is taught; interior and border by default. A crop with more than `most_cells` cells is taken
                 larger, step by step, until it holds no more.
+            pseudo: images whose cells are proposed by models: weight 0 = neither cell nor background.
 
         Raises:
             InputError: no samples.
@@ -108,12 +122,14 @@ class CropStream:
                 "model.heads (sparse_seu_net: model.overlap: true), or set train.overlap_map: none"
             )
         if "nuclei" in self._lesson.heads:
-            _check_nuclei(samples)
+            _check_nuclei([*samples, *pseudo])
         self._config = config
-        self._teachers = [_teacher(sample, model, config, self._lesson) for sample in samples]
+        self._labelled = _Source([_teacher(sample, model, config, self._lesson) for sample in samples], samples, config)
         if "overlap" in self._lesson.heads:
-            _check_overlaps(self._teachers)
-        self._chances = _chances(samples, self._teachers, config.balance)
+            _check_overlaps(self._labelled.teachers)
+        self._pseudo: _Source | None = None
+        if pseudo and config.pseudo_share:
+            self._pseudo = _Source([_teacher(sample, model, config, self._lesson) for sample in pseudo], pseudo, config)
 
     def batch(self, index: int, size: int | None = None) -> Batch:
         """Batch number `index` (>= 0) of `size` crops (the configured number by default).
@@ -121,8 +137,10 @@ class CropStream:
         Raises:
             InputError: a crop holds too many cells however large it is taken; the text names the image.
         """
-        crops = [self._crop(index, i) for i in range(size or self._config.batch)]
+        n = size or self._config.batch
+        crops = [self._crop(index, i, is_pseudo=self._is_pseudo(index * n + i)) for i in range(n)]
         likely = [crop.overlap_map for crop in crops if crop.overlap_map is not None]
+        weak = [crop.weak for crop in crops if crop.weak is not None]
         return Batch(
             image=np.concatenate([crop.image for crop in crops]),
             target=np.concatenate([crop.target for crop in crops]),
@@ -130,16 +148,24 @@ class CropStream:
             overlap_map=np.concatenate(likely) if likely else None,
             masks=tuple(mask for crop in crops for mask in crop.masks),
             mask_weights=tuple(weights for crop in crops for weights in crop.mask_weights),
+            pseudo=np.array([self._is_pseudo(index * n + i) for i in range(n)]) if self._pseudo else None,
+            weak=np.concatenate(weak) if weak else None,
         )
 
-    def _crop(self, index: int, place: int) -> Batch:
+    def _is_pseudo(self, number: int) -> bool:
+        """Whether crop `number` of the whole stream is of a pseudo-labelled image."""
+        share = self._config.pseudo_share
+        return self._pseudo is not None and int((number + 1) * share) > int(number * share)
+
+    def _crop(self, index: int, place: int, *, is_pseudo: bool) -> Batch:
         """A batch of one crop."""
         config, lesson = self._config, self._lesson
         rng = np.random.default_rng([config.seed, index, place])
-        teacher = self._teachers[int(rng.choice(len(self._teachers), p=self._chances))]
+        source = self._pseudo if is_pseudo and self._pseudo else self._labelled
+        teacher = source.teachers[int(rng.choice(len(source.teachers), p=source.chances))]
         warp = random_map(rng, config.crop, _centre(rng, teacher, config.crop), config)
         warp, layers = _zoomed(warp, teacher, lesson.most_cells)
-        image = warp.image(teacher.pixels)
+        image = weak = warp.image(teacher.pixels)
         if config.veil and rng.random() < config.veil:
             image = veil(rng, image)
         image = random_intensity(rng, image, config.intensity, teacher.invert)
@@ -150,8 +176,11 @@ class CropStream:
             height, width = teacher.pixels.shape[:2]
             outside = ~warp.inside((height, width))
             image[outside] = 0
+            weak[outside] = 0
             layers[:, outside] = 0
         weights = pixel_weights(layers, teacher.weights)
+        if teacher.known is not None:
+            weights = weights * (warp.layers(teacher.known)[0] > 0)
         return Batch(
             image=image.transpose(2, 0, 1)[None],
             target=targets(layers, lesson.heads, nuclei)[None],
@@ -159,7 +188,16 @@ class CropStream:
             overlap_map=None if teacher.likely is None else warp.map(teacher.likely)[None, None],
             masks=(cell_masks(layers),) if lesson.most_cells is not None else (),
             mask_weights=(_weights_of(layers, teacher.weights),) if lesson.most_cells is not None else (),
+            weak=weak.transpose(2, 0, 1)[None] if self._pseudo and config.consistency else None,
         )
+
+
+class _Source:
+    """Images with the chance of each to give a crop."""
+
+    def __init__(self, teachers: list[_Teacher], samples: Sequence[Sample], config: TrainConfig) -> None:
+        self.teachers = teachers
+        self.chances = _chances(samples, teachers, config.balance)
 
 
 def _weights_of(layers: LabelLayers, weights: FloatArray) -> FloatArray:
@@ -204,6 +242,11 @@ def _teacher(sample: Sample, model: ModelConfig, config: TrainConfig, lesson: Le
                 f"{sample.image.image_id}: the image is {stored.pixels.shape[:2]} px, its {name} are drawn on "
                 f"{cells.shape}; give labels of the image's size"
             )
+    if sample.known is not None and sample.known.shape != sample.instances.shape:
+        raise ShapeError(
+            f"{sample.image.image_id}: the cells are drawn on {sample.instances.shape}, the done area on "
+            f"{sample.known.shape}; give both in the image's size"
+        )
     stretched = stretch(stored.pixels, model.in_channels, dark_background=model.dark_background)
     boxes = sample.instances.boxes_xyxy.astype(np.float32)
     likely = None
@@ -214,6 +257,7 @@ def _teacher(sample: Sample, model: ModelConfig, config: TrainConfig, lesson: Le
         pixels=stretched,
         layers=to_layers(sample.instances),
         nuclei=to_layers(sample.nuclei) if sample.nuclei is not None and "nuclei" in lesson.heads else None,
+        known=None if sample.known is None else sample.known[None].astype(np.uint16),
         likely=likely,
         weights=sample.instances.weights,
         centres_xy=((boxes[:, :2] + boxes[:, 2:] - 1) / 2).astype(np.float32),

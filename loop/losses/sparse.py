@@ -45,7 +45,9 @@ def sparse_loss(
         targets: B tensors (n_i, H, W) bool, n_i <= N, cells may overlap, n_i = 0 allowed; H / h = W / w is whole.
         weights: B tensors (n_i,) >= 0. A cell of weight 0 is matched but teaches nothing, and its query is not taken
             for background.
-        pixel_weight: (B, 1, H, W) >= 0; where it is 0 the masks are not compared.
+        pixel_weight: (B, 1, H, W) >= 0; where it is 0 the masks are not compared, and a query without a cell whose mask
+            lies there is not taken for background: it counts by the mean weight, at most 1, of its mask's pixels (of
+            the whole frame where its mask is empty).
         class_weight: of the focal loss of the classes (eq. 4.17).
         mask_dice_weight: of the Dice loss (eq. 4.14).
         mask_bce_weight: of the cross-entropy, its mean over the frame (eq. 4.15).
@@ -68,7 +70,8 @@ def sparse_loss(
     """
     pairs = _match(masks, classes, targets, weights)
     n_cells = torch.clamp((pairs.weights > 0).sum(), min=1).float()
-    truth, counts = torch.zeros_like(classes, dtype=torch.float32), torch.ones_like(classes, dtype=torch.float32)
+    truth = torch.zeros_like(classes, dtype=torch.float32)
+    counts = _ground_known(masks, _shrink(pixel_weight, masks)[:, 0])
     truth[pairs.crops, pairs.queries] = 1.0
     counts[pairs.crops, pairs.queries] = pairs.weights
     loss = class_weight * (focal_terms(classes, truth, alpha=alpha, gamma=gamma) * counts).sum() / n_cells
@@ -80,6 +83,18 @@ def sparse_loss(
         said = objectness[pairs.crops, pairs.queries].float().sigmoid()
         terms = terms + objectness_weight * (said - _iou(found.detach(), pairs.targets, visible)) ** 2
     return loss + (terms * pairs.weights).sum() / n_cells
+
+
+@torch.no_grad()
+def _ground_known(masks: Tensor, visible: Tensor) -> Tensor:
+    """How far each query's place is known, (B, N) in [0, 1], from masks (B, N, h, w) and pixel weights (B, h, w)."""
+    if bool((visible == 1).all()):
+        return torch.ones(masks.shape[:2], device=masks.device)
+    inside = (masks > 0).float()
+    areas = inside.sum(dim=(2, 3))
+    under = torch.einsum("bnhw,bhw->bn", inside, visible) / torch.clamp(areas, min=1)
+    everywhere = visible.mean(dim=(1, 2))[:, None].expand_as(under)
+    return torch.where(areas > 0, under, everywhere).clamp(max=1)
 
 
 def _match(masks: Tensor, classes: Tensor, targets: Sequence[Tensor], weights: Sequence[Tensor]) -> _Pairs:

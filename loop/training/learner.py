@@ -7,16 +7,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from loop.config import ModelConfig, TrainConfig
 from loop.data.dataset import Batch
 from loop.errors import ConfigError
+from loop.losses.consistency import consistency_loss
 from loop.models import new_net
 from loop.models.runtime import autocast
-from loop.training.criterion import criterion, lesson_of, taught
+from loop.models.sparse_seu_net import SparseOutput
+from loop.training.criterion import Taught, criterion, lesson_of, taught
 from loop.training.distributed import Group
 from loop.training.ema import AveragedWeights
+from loop.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +35,7 @@ class Learner:
         net: on the group's device, in training mode; never compiled itself, so that it predicts images of any size.
         average: of its weights.
         steps: optimiser steps so far.
+        ended: why this learner can learn no more; "" while it can.
 
     Raises:
         ConfigError: the network is unknown, or the crop's side does not suit it.
@@ -46,6 +51,7 @@ class Learner:
         self.net = net.to(device=group.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.average = AveragedWeights(self.net, config.ema)
         self.steps = 0
+        self.ended = ""
         self._config = config
         self._group = group
         self._most = config.batch
@@ -56,8 +62,9 @@ class Learner:
         compiles = config.compile == "on" or (config.compile == "auto" and group.device.type == "cuda")
         self._call: Callable[[Tensor], Any] = torch.compile(self._eager) if compiles else self._eager
         self._proven = not compiles
+        self._ramp = 1.0
 
-    def step(self, batches: list[Batch], rate: float) -> Tensor:
+    def step(self, batches: list[Batch], rate: float, ramp: float = 1.0) -> Tensor:
         """One optimiser step on the mean gradient of some batches of all processes; their mean loss, () on the device.
 
         A batch that does not fit into the GPU's memory is taken in pieces from then on, halved until they fit; the
@@ -67,10 +74,12 @@ class Learner:
         Args:
             batches: at least one.
             rate: the learning rate.
+            ramp: in [0, 1], how much crops of pseudo-labelled images count beside those that people labelled.
 
         Raises:
             ConfigError: one crop alone does not fit, or the network was to be compiled and cannot be.
         """
+        self._ramp = ramp
         for options in self._optimiser.param_groups:
             options["lr"] = rate
         loss = self._gradients(batches)
@@ -90,6 +99,10 @@ class Learner:
         self.average.copy_to(self.net)
         net: nn.Module = self.net.eval()
         return net
+
+    def figures(self) -> dict[str, float]:
+        """What this kind of learner says beside the loss, each a mean since it was last asked; nothing here."""
+        return {}
 
     def _gradients(self, batches: list[Batch]) -> Tensor | None:
         """Leaves the mean gradient in the parameters; the mean loss, or None where another try may succeed."""
@@ -128,7 +141,25 @@ class Learner:
         image = torch.from_numpy(batch.image).to(device, non_blocking=True)
         with autocast(device, self._config.precision):
             output = self._call(image.contiguous(memory_format=torch.channels_last))
-        return criterion(output, taught(batch, device), self.lesson.heads, self._config)
+        truth = ramped(taught(batch, device), batch, self._ramp)
+        loss = criterion(output, truth, self.lesson.heads, self._config)
+        dense = output.dense if isinstance(output, SparseOutput) else output
+        if batch.weak is None or batch.pseudo is None or not batch.pseudo.any() or dense is None:
+            return loss
+        pseudo = torch.from_numpy(batch.pseudo).to(device)
+        agreement = consistency_loss(dense[pseudo], self._averaged(batch.weak[batch.pseudo]))
+        return loss + self._config.consistency * self._ramp * agreement
+
+    @torch.no_grad()
+    def _averaged(self, images: FloatArray) -> Tensor:
+        """The probabilities that the averaged weights give for some crops: (B, K, S, S) float32."""
+        image = torch.from_numpy(images).to(self._group.device).contiguous(memory_format=torch.channels_last)
+        names = [name for name, _ in self.net.named_parameters()]
+        weights = dict(zip(names, self.average.tensors, strict=True))
+        with autocast(self._group.device, self._config.precision):
+            output = functional_call(self.net, weights, (image,))
+        logits: Tensor = output.dense if hasattr(output, "dense") else output
+        return torch.sigmoid(logits.float())
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
         if self._group.world > 1:
@@ -184,3 +215,12 @@ class Learner:
                     for name, tensor in moments.items()
                 }
         self.steps = steps
+
+
+def ramped(truth: Taught, batch: Batch, ramp: float) -> Taught:
+    """What is taught, the pseudo-labelled crops counting `ramp` times as much as they would."""
+    if batch.pseudo is None or ramp == 1:
+        return truth
+    factors = torch.from_numpy(batch.pseudo).to(truth.weight.device) * (ramp - 1.0) + 1.0
+    weights = [own * factor for own, factor in zip(truth.mask_weights, factors, strict=False)]
+    return truth._replace(weight=truth.weight * factors[:, None, None, None], mask_weights=weights)

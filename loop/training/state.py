@@ -117,7 +117,8 @@ class TrainingState:
 
 def _of_image(sample: Sample) -> list[str]:
     drawn = [_of_cells(cells) for cells in (sample.instances, sample.nuclei) if cells is not None]
-    return [sample.image.image_id, sample.image.sha256, sample.image.modality, sample.image.group, *drawn]
+    known = [] if sample.known is None else [sha256(sample.known.tobytes()).hexdigest()]
+    return [sample.image.image_id, sample.image.sha256, sample.image.modality, sample.image.group, *drawn, *known]
 
 
 def _of_cells(cells: Instances) -> str:

@@ -62,6 +62,7 @@ def train(
     log: Log,
     instances: InstanceConfig | None = None,
     validation: Sequence[Sample] = (),
+    pseudo: Sequence[Sample] = (),
     state_dir: Path | None = None,
     should_stop: Callable[[], bool] | None = None,
     clock: Clock = time.perf_counter,
@@ -85,6 +86,9 @@ def train(
         validation: images that the thresholds are fitted on, and that can end the training early (`patience`); the
             weights of the best validation, or of the end where they are better still, are then kept. They are not
             learnt from and must not be what the model is judged by later.
+        pseudo: images whose cells models proposed, with how much each is believed as its weight (0: neither cell nor
+            background). `pseudo_share` of the crops are of them; their weight rises from 0 over `pseudo_ramp` of the
+            budget, and with `consistency` the network must agree there with its own averaged weights.
         state_dir: kept up to date, so that a killed or stopped training of the same images and settings goes on from
             there; with `max_steps` it gives the weights that it would have given. The caller deletes it once those are
             stored.
@@ -105,15 +109,15 @@ def train(
             *(config.patience, len(validation), config.validations),
         )
     with process_group(resolve_device(config.device)) as group:
-        learner = Learner(model, config, group)
-        stream = CropStream(samples, model, config, learner.lesson)
+        learner = learner_for(model)(model, config, group)
+        stream = CropStream(samples, model, config, learner.lesson, pseudo)
         thresholds = instances or InstanceConfig()
         if learner.lesson.most_cells is not None:
             thresholds = thresholds.model_copy(update={"tile": config.crop})
         judge = Validation(validation, model, config, thresholds) if validation and group.is_first else None
         state = None
         if state_dir is not None:
-            recipe = recipe_of([model, config, thresholds], group.world, samples, validation)
+            recipe = recipe_of([model, config, thresholds], group.world, samples, validation, pseudo)
             state = TrainingState(state_dir, recipe)
         progress = _progress(state, learner, group)
         run = _Run(
@@ -134,6 +138,11 @@ def train(
     if judge is not None:
         thresholds, figures = judge.fit(net)
     return Trained(net, learner.steps, run.budget.seconds, tuple(progress.losses), thresholds, figures)
+
+
+def learner_for(model: ModelConfig) -> type[Learner]:
+    """How a network learns: against a discriminator (pix2pix), or by its loss alone."""
+    return Learner
 
 
 def learning_rate(step: int, progress: float, config: TrainConfig) -> float:
@@ -185,7 +194,8 @@ class _Run:
                 if learner.steps and spent >= 1:
                     break
                 self._rate = learning_rate(learner.steps, spent, self.config)
-                self._recent.append(learner.step(next(batches), self._rate))
+                ramp = min(spent / self.config.pseudo_ramp, 1.0) if self.config.pseudo_ramp else 1.0
+                self._recent.append(learner.step(next(batches), self._rate, ramp))
                 self._pause(spent)
                 if learner.steps % LOG_EVERY == 0 and self._told_at < learner.steps:
                     self._tell()
@@ -207,6 +217,8 @@ class _Run:
         self.group.share(average)
 
     def _is_over(self) -> bool:
+        if self.learner.ended:
+            return True
         if self.learner.steps and self.should_stop is not None and self.should_stop():
             return True
         return bool(self.config.patience) and self.progress.worse >= self.config.patience
@@ -221,7 +233,7 @@ class _Run:
         if self.group.is_first:
             spent = {"seconds": self.budget.seconds, "learning_rate": self._rate}
             left = {"seconds_left": self.budget.left(self.learner.steps)}
-            self.log(self.learner.steps, {**self._mean_loss, **spent, **left, **more})
+            self.log(self.learner.steps, {**self._mean_loss, **self.learner.figures(), **spent, **left, **more})
 
     def _read_losses(self) -> None:
         """Moves the losses of the last steps from the device to `progress`."""

@@ -48,7 +48,8 @@ class Validation:
         """
         self._samples = _within(_spread(samples, config.seed), *AT_THE_END)
         self._pixels = [read_image(sample.image.path).pixels for sample in self._samples]
-        for pixels, (image, cells, _) in zip(self._pixels, self._samples, strict=True):
+        for pixels, sample in zip(self._pixels, self._samples, strict=True):
+            image, cells = sample.image, sample.instances
             if pixels.shape[:2] != cells.shape:
                 raise ShapeError(
                     f"{image.image_id}: the image is {pixels.shape[:2]} px, its cells are drawn on {cells.shape}; give "

@@ -142,3 +142,20 @@ def test_targets_of_a_size_that_does_not_fit():
     masks, classes, _ = random_output(size=6)
     with pytest.raises(ShapeError, match=r"\(16, 16\) px, masks on \(6, 6\)"):
         sparse_loss(masks, classes, None, CELLS, WEIGHTS, EVERYWHERE)
+
+
+def test_a_query_in_ignored_ground_is_not_taken_for_background():
+    masks = torch.full((1, 2, 8, 8), -5.0)
+    masks[0, 0, :, :4], masks[0, 1, :, 4:] = 5.0, 5.0
+    classes = torch.tensor([[0.0, 2.0]])
+    weight = torch.ones(1, 1, 8, 8)
+    weight[..., 4:] = 0
+    none = [torch.zeros((0, 8, 8), dtype=torch.bool)], [torch.zeros(0)]
+
+    def loss(second: float, pixel_weight: torch.Tensor) -> float:
+        changed = classes.clone()
+        changed[0, 1] = second
+        return float(sparse_loss(masks, changed, None, *none, pixel_weight))
+
+    assert loss(2.0, weight) == pytest.approx(loss(-2.0, weight))
+    assert loss(2.0, torch.ones(1, 1, 8, 8)) > loss(-2.0, torch.ones(1, 1, 8, 8))

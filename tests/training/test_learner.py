@@ -1,6 +1,7 @@
 import logging
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from loop.data.dataset import CropStream
 from loop.data.store import write_png
 from loop.data.synthetic import draw_cells
 from loop.errors import ConfigError, InputError
+from loop.losses.consistency import consistency_loss
 from loop.models import SEGMENTERS
 from loop.models.seu_net import SEUNet
+from loop.training.criterion import taught
 from loop.training.distributed import Group
-from loop.training.learner import Learner
-from loop.types import ImageRef, Sample
+from loop.training.learner import Learner, ramped
+from loop.types import ImageRef, Instances, Sample
 
 ALONE = Group(0, 1, torch.device("cpu"))
 DENSE = ModelConfig(base=4, depth=2)
@@ -184,3 +187,52 @@ def test_more_cells_than_a_crop_may_hold_are_refused_by_name(tmp_path):
     sample = Sample(ImageRef("pile", tmp_path / "pile.png", "", 64, 64, 3), cells)
     with pytest.raises(InputError, match=r"pile: more than 18 cells .* model.queries"):
         taught_by([sample], SPARSE, FOUR, whole)
+
+
+def test_the_ramp_scales_what_pseudo_crops_teach(samples):
+    settings = config(consistency=0.0)
+    learner = Learner(DENSE, settings, ALONE)
+    batch = CropStream(samples[:1], DENSE, settings, learner.lesson, samples[1:]).batch(0)
+    truth = taught(batch, ALONE.device)
+    half = ramped(truth, batch, 0.5)
+    expected = batch.weight * np.where(batch.pseudo, 0.5, 1.0).astype(np.float32)[:, None, None, None]
+    np.testing.assert_allclose(half.weight.numpy(), expected)
+    assert ramped(truth, batch, 1.0) is truth
+    without = ramped(truth, batch, 0.0)
+    assert not without.weight[torch.from_numpy(batch.pseudo)].any()
+
+
+def test_the_ramp_scales_the_cells_of_a_sparse_network(samples):
+    learner = Learner(SPARSE, FOUR, ALONE)
+    batch = CropStream(samples[:1], SPARSE, FOUR, learner.lesson, samples[1:]).batch(0)
+    scaled = ramped(taught(batch, ALONE.device), batch, 0.25)
+    for is_pseudo, before, after in zip(batch.pseudo, batch.mask_weights, scaled.mask_weights, strict=True):
+        np.testing.assert_allclose(after.numpy(), before * (0.25 if is_pseudo else 1.0))
+
+
+def test_consistency_adds_the_distance_to_the_averaged_weights_on_pseudo_crops(samples):
+    plain, strict = (Learner(DENSE, config(consistency=weight), ALONE) for weight in (0.0, 2.0))
+    stream = CropStream(samples[:1], DENSE, config(consistency=2.0), plain.lesson, samples[1:])
+    batch = stream.batch(0)
+    chosen = torch.from_numpy(batch.pseudo)
+    with torch.no_grad():
+        strong, weak = (plain.net(torch.from_numpy(images))[chosen] for images in (batch.image, batch.weak))
+        expected = 2.0 * consistency_loss(strong, torch.sigmoid(weak))
+    losses = [float(learner.step([batch], 1e-3)) for learner in (plain, strict)]
+    assert losses[1] - losses[0] == pytest.approx(float(expected), rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("model", [DENSE, SPARSE, SPARSE.model_copy(update={"overlap": True})])
+def test_every_family_learns_from_pseudo_crops(samples, model):
+    cells = [replace(sample.instances, weights=np.full(len(sample.instances), 0.6, np.float32)) for sample in samples]
+    overlapping = [sample._replace(instances=both(own)) for sample, own in zip(samples, cells, strict=True)]
+    learner = Learner(model, FOUR, ALONE)
+    batch = CropStream(overlapping[:1], model, FOUR, learner.lesson, overlapping[1:]).batch(0)
+    assert np.isfinite(float(learner.step([batch], 1e-3, 0.5)))
+
+
+def both(cells):
+    """The cells, the first of them twice, a pixel apart."""
+    boxes = np.concatenate([cells.boxes_xyxy, cells.boxes_xyxy[:1]])
+    weights = np.concatenate([cells.weights, cells.weights[:1]])
+    return Instances.build(cells.shape, boxes, [*cells.masks, cells.masks[0]], weights=weights)
