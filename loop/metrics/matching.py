@@ -109,3 +109,25 @@ def match(iou: Float64Array, threshold: float) -> Int64Array:
     contested = np.stack([open_rows[chosen_r[kept]], open_cols[chosen_c[kept]]], axis=1)
     together = np.concatenate([pairs, contested.astype(np.int64)])
     return together[np.argsort(together[:, 0], kind="stable")]
+
+
+def best_pairs(iou: Float64Array) -> Int64Array:
+    """One-to-one pairs that share a pixel, the highest IoU first; of equals the earlier row, then column.
+
+    Unlike `match`, no pair is given up so that more pairs are found.
+
+    Args:
+        iou: (P, G) in [0, 1].
+
+    Returns:
+        (K, 2) int64, row and column of each pair, ascending by row; K may be 0. No row and no column appears twice.
+    """
+    rows, cols = np.nonzero(iou > 0)
+    free_rows, free_cols = np.ones(iou.shape[0], np.bool_), np.ones(iou.shape[1], np.bool_)
+    pairs: list[tuple[int, int]] = []
+    for k in np.argsort(-iou[rows, cols], kind="stable").tolist():
+        row, col = int(rows[k]), int(cols[k])
+        if free_rows[row] and free_cols[col]:
+            free_rows[row] = free_cols[col] = False
+            pairs.append((row, col))
+    return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)

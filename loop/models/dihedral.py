@@ -128,4 +128,5 @@ def _moved(
         image_id=instances.image_id,
         source=instances.source,
         model_version=instances.model_version,
+        origins=instances.origins,
     )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from loop.errors import InputError, ShapeError
 from loop.masks import from_masks, to_dense
-from loop.metrics.matching import areas, intersections, iou_matrix, match
+from loop.metrics.matching import areas, best_pairs, intersections, iou_matrix, match
 from loop.types import Instances
 
 SHAPE = (24, 32)
@@ -92,3 +92,22 @@ def test_a_threshold_is_reached_at_equality_and_must_be_an_iou():
     for wrong in (0, 1.1):
         with pytest.raises(InputError, match="matching threshold"):
             match(np.zeros((1, 1)), wrong)
+
+
+def test_the_best_pair_is_kept_where_matching_would_give_it_up_for_two():
+    iou = np.array([[0.9, 0.3], [0.3, 0.0]])
+    np.testing.assert_array_equal(best_pairs(iou), [[0, 0]])
+    np.testing.assert_array_equal(match(iou, 0.2), [[0, 1], [1, 0]])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 6), st.integers(0, 6))
+def test_best_pairs_agree_with_taking_the_highest_again_and_again(seed, p, g):
+    rng = np.random.default_rng(seed)
+    iou = np.round(rng.random((p, g)), 1) * (rng.random((p, g)) < 0.6)
+    left, expected = iou.copy(), []
+    while left.size and left.max() > 0:
+        row, col = np.unravel_index(left.argmax(), left.shape)
+        expected.append([int(row), int(col)])
+        left[row] = left[:, col] = 0
+    np.testing.assert_array_equal(best_pairs(iou), np.reshape(sorted(expected), (-1, 2)))

@@ -1,0 +1,79 @@
+"""Segment Anything's two halves: encoding an image once, and answering prompts in batches of several sizes.
+
+    python benchmarks/bench_sam.py [--kind vit_b] [--repeats 5]
+
+The weights are random, which costs the same as trained ones; what comes after the network (upscaling to 256 x 256 px,
+thresholds, crops) is in the decoder's time. `encoder`: fp32 and bf16. `decoder_ms_a_prompt`: for one prompt (a point
+and a box, three masks) by the number of prompts in a batch; in `relative` the best batch size is 1. Prints one JSON
+line.
+"""
+
+import argparse
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from harness import report, time_ms
+
+from loop.models import sam as module
+from loop.models.runtime import resolve_device, uses_bf16
+from loop.models.sam import Sam, segment_anything
+from loop.models.sam_weights import architecture_of, build_sam
+
+SIDE = 256
+BATCHES = (1, 2, 4, 8, 16, 64)
+PROMPTS = 64
+
+
+def random_net(kind: str) -> torch.nn.Module:
+    """The published architecture with small random weights."""
+    with torch.device("meta"):
+        published = segment_anything().sam_model_registry[kind]()
+    net = build_sam(architecture_of(published.state_dict()))
+    generator = torch.Generator().manual_seed(0)
+    state = {name: 0.02 * torch.randn(v.shape, generator=generator) for name, v in net.state_dict().items()}
+    net.load_state_dict(state, assign=True)
+    return net
+
+
+def main() -> None:
+    """Measure and print one line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kind", choices=("vit_b", "vit_l", "vit_h"), default="vit_b")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    load = os.getloadavg()[0]
+    device = resolve_device("auto")
+    net = random_net(arguments.kind)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    encoder: dict[str, Any] = {}
+    for precision in ("fp32", "bf16"):
+        sam = Sam(net, version="random", device=device.type, precision=precision)
+        encoder[precision] = time_ms(lambda sam=sam: sam.encode(image), arguments.repeats, warmup=0)
+    encoder["fp32_to_bf16"] = round(encoder["fp32"]["ms_p50"] / encoder["bf16"]["ms_p50"], 2)
+    embedding = sam.encode(image)
+    points = rng.uniform(10, SIDE - 10, (PROMPTS, 1, 2))
+    boxes = np.concatenate([points[:, 0] - 8, points[:, 0] + 8], axis=1)
+    decoder: dict[str, Any] = {}
+    for batch in BATCHES:
+        module.PROMPTS_A_BATCH[device.type] = batch
+        n = min(PROMPTS, max(8, batch))
+        taken = time_ms(lambda n=n: sam.decode(embedding, points=points[:n], boxes=boxes[:n]), arguments.repeats)
+        decoder[str(batch)] = round(taken["ms_p50"] / n, 2)
+    best = min(decoder.values())
+    report(
+        "sam",
+        kind=arguments.kind,
+        native_bf16=uses_bf16(device, "auto"),
+        threads=torch.get_num_threads(),
+        load_1min=[round(load, 1), round(os.getloadavg()[0], 1)],
+        encoder=encoder,
+        decoder_ms_a_prompt=decoder,
+        relative={batch: round(ms / best, 2) for batch, ms in decoder.items()},
+    )
+
+
+if __name__ == "__main__":
+    main()

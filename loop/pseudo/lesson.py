@@ -1,0 +1,95 @@
+"""What of the fused cells teaches, what is left open, and what a person is shown."""
+
+import cv2
+import numpy as np
+
+from loop.config import PseudoConfig
+from loop.errors import NonFiniteError, ShapeError
+from loop.types import BoolArray, FloatArray, Instances
+
+
+def teach(instances: Instances, confidence: FloatArray, config: PseudoConfig) -> Instances:
+    """The cells of a lesson: score = confidence; weight = confidence from `keep` on, 0 from `doubt` to `keep`.
+
+    A cell of weight 0 is neither cell nor background. Those below `doubt` are left out: no cell, but what a labeller
+    took for one; `known_ground` keeps them from being taught as background.
+
+    Args:
+        instances: N >= 0 cells; not changed.
+        confidence: (N,) float32 in [0, 1].
+        config: `keep`, `doubt`.
+
+    Returns:
+        0 to N cells in the same order, source "pseudo", origins kept.
+
+    Raises:
+        ShapeError: not one confidence a cell.
+        NonFiniteError: a confidence is NaN or infinite; the text names the image.
+    """
+    _check(instances, confidence)
+    weights = np.where(confidence >= config.keep, confidence, 0).astype(np.float32)
+    return _rebuilt(instances, confidence, weights, confidence >= config.doubt)
+
+
+def known_ground(
+    instances: Instances, confidence: FloatArray, config: PseudoConfig, *, margin_px: int = 2
+) -> BoolArray:
+    """(H, W) bool for `Sample.known`: where a lesson says what is there.
+
+    False on the cells below `keep` and `margin_px` around them: on those that are left out since they may be badly
+    outlined cells, around the doubtful since so may their outlines be. True on every cell that teaches, and on ground
+    in which no labeller saw anything.
+
+    Args:
+        instances: as given to `teach`.
+        confidence: likewise.
+        config: `keep`.
+        margin_px: >= 0.
+
+    Raises:
+        ShapeError, NonFiniteError: as `teach`.
+    """
+    _check(instances, confidence)
+    open_ground, taught = np.zeros(instances.shape, np.uint8), np.zeros(instances.shape, np.bool_)
+    boxes = instances.boxes_xyxy.tolist()
+    for sure, (x0, y0, x1, y1), mask in zip((confidence >= config.keep).tolist(), boxes, instances.masks, strict=True):
+        if sure:
+            taught[y0:y1, x0:x1] |= mask
+        else:
+            open_ground[y0:y1, x0:x1] |= mask
+    if margin_px > 0 and open_ground.size:
+        side = 2 * margin_px + 1
+        open_ground = cv2.dilate(open_ground, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
+    return np.asarray((open_ground == 0) | taught)
+
+
+def shown(instances: Instances, confidence: FloatArray, config: PseudoConfig) -> Instances:
+    """The cells that a person is shown: those of `doubt` or more, in the same order, score = confidence, weight 1.
+
+    Raises:
+        ShapeError, NonFiniteError: as `teach`.
+    """
+    _check(instances, confidence)
+    return _rebuilt(instances, confidence, np.ones(len(instances), np.float32), confidence >= config.doubt)
+
+
+def _rebuilt(instances: Instances, scores: FloatArray, weights: FloatArray, kept: BoolArray) -> Instances:
+    return Instances.build(
+        instances.shape,
+        instances.boxes_xyxy,
+        instances.masks,
+        scores=np.clip(scores, 0, 1),
+        labels=instances.labels,
+        weights=weights,
+        image_id=instances.image_id,
+        source="pseudo",
+        model_version=instances.model_version,
+        origins=instances.origins,
+    ).take(np.flatnonzero(kept))
+
+
+def _check(instances: Instances, confidence: FloatArray) -> None:
+    if confidence.shape != (len(instances),):
+        raise ShapeError(f"{len(instances)} cells but confidences {confidence.shape}; give one for each cell")
+    if not np.isfinite(confidence).all():
+        raise NonFiniteError(f"a confidence in image {instances.image_id!r} is NaN or infinite; calibrate again")
