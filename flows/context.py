@@ -39,7 +39,8 @@ class LoopContext:
     @property
     def interface(self) -> Interface:
         """The project's label config, parsed."""
-        return Interface.parse(self.project.label_config)
+        names = self.config.publish
+        return Interface.parse(self.project.label_config, doubtful=names.doubtful_label, done=names.done_label)
 
 
 def config_path(workspace: Workspace, project: str) -> Path:

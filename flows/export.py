@@ -12,9 +12,11 @@ import numpy as np
 
 from flows.context import LoopContext, image_ref
 from flows.folders import coco_document, write_label_image, write_label_layers
-from flows.freeze import newest_annotations, read_annotation, split_nuclei
+from flows.freeze import newest_annotations, parse_annotation, split_nuclei
 from flows.sync import sync
+from loop.data.store import write_png
 from loop.errors import InputError, LabelError
+from loop.labelstudio.results import ParsedAnnotation
 from loop.types import BoolArray, ImageRef, Instances
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,8 @@ def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportRep
     cells keeps their pixels; nuclei that are labelled beside the cells go to nuclei/STEM.png. `layers`:
     layers/STEM.tif, as many pages as keep overlapping cells whole, which `celloop train` reads as labels. `cellpose`:
     cellpose/STEM_masks.png, the cells under the name that Cellpose looks for. `geojson`: geojson/STEM.geojson, outlines
-    in px with their holes and parts, as QuPath reads; they enclose exactly the pixels of the cells. An annotation that
+    in px with their holes and parts, as QuPath reads; they enclose exactly the pixels of the cells. Doubtful cells are
+    cells. For an image that a person did only in part, done/STEM.png is 255 inside the done areas. An annotation that
     cannot be read is left out and named.
 
     Raises:
@@ -53,8 +56,12 @@ def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportRep
     out.mkdir(parents=True, exist_ok=True)
     names = context.interface.labels
     if "coco" in formats:
-        (out / "coco.json").write_text(json.dumps(coco_document(found, names)), encoding="utf-8")
-    for ref, drawn in found:
+        pairs = [(ref, parsed.instances) for ref, parsed in found]
+        (out / "coco.json").write_text(json.dumps(coco_document(pairs, names)), encoding="utf-8")
+    for ref, parsed in found:
+        drawn = parsed.instances
+        if parsed.done is not None and not parsed.whole:
+            write_png(parsed.done.astype(np.uint8) * 255, out / "done" / f"{ref.image_id}.png")
         cells, nuclei = split_nuclei(drawn, context.interface, context.config.publish.nucleus_label)
         if "labels" in formats:
             write_label_image(out / "labels", ref.image_id, cells)
@@ -66,20 +73,20 @@ def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportRep
             write_label_image(out / "cellpose", f"{ref.image_id}_masks", cells)
         if "geojson" in formats:
             _write_geojson(out / "geojson", ref, drawn, names)
-    return ExportReport(len(found), sum(len(c) for _, c in found), str(out), left_out)
+    return ExportReport(len(found), sum(len(parsed.instances) for _, parsed in found), str(out), left_out)
 
 
-def _labelled(context: LoopContext) -> tuple[list[tuple[ImageRef, Instances]], tuple[str, ...]]:
-    """Every labelled image with its cells, and a line about each whose annotation cannot be read."""
+def _labelled(context: LoopContext) -> tuple[list[tuple[ImageRef, ParsedAnnotation]], tuple[str, ...]]:
+    """Every labelled image with what was drawn on it, and a line about each whose annotation cannot be read."""
     newest = newest_annotations(context.index.annotations(context.project_name))
     interface = context.interface
-    found: list[tuple[ImageRef, Instances]] = []
+    found: list[tuple[ImageRef, ParsedAnnotation]] = []
     left_out: list[str] = []
     for row in context.index.images(context.project_name, state="labelled"):
         if row.image_id not in newest:
             continue
         try:
-            found.append((image_ref(row), read_annotation(newest[row.image_id], row, interface)))
+            found.append((image_ref(row), parse_annotation(newest[row.image_id], row, interface)))
         except LabelError as error:
             left_out.append(f"{row.image_id}: {error}")
             logger.warning("not exported from %s: %s: %s", context.project_name, row.image_id, error)

@@ -48,7 +48,9 @@ def freeze(context: LoopContext) -> Frozen:
 
     An image that a control draw chose is hold-out. An image that a person labelled out of turn may teach, unless a
     hold-out image is of its group. An annotation that cannot be read is left out and named; nothing else stops.
-    Regions of the label `publish.nucleus_label` are nuclei and no cells, see `split_nuclei`.
+    Regions of the label `publish.nucleus_label` are nuclei and no cells, see `split_nuclei`. Where done areas are drawn
+    only they teach, and the cells themselves wherever they lie (Sample.known); an image that is not done as a whole
+    cannot measure, so as hold-out it is left out.
     Without any label the snapshot is empty, which is a state and no error.
 
     Raises:
@@ -72,15 +74,21 @@ def freeze(context: LoopContext) -> Frozen:
             continue
         annotation = newest[row.image_id]
         try:
-            parsed = _parse(annotation, row, interface)
+            parsed = parse_annotation(annotation, row, interface)
         except LabelError as error:
             left_out.append(f"{row.image_id}: {error}")
+            continue
+        if split == "holdout" and not parsed.whole:
+            left_out.append(
+                f"{row.image_id}: it was drawn for the hold-out, which must be labelled as a whole, and its done areas "
+                f"({context.config.publish.done_label}) cover a part: label the rest and delete them"
+            )
             continue
         suspicious += [f"{row.image_id}: {fault}" for fault in parsed.unreadable]
         cells, nuclei = split_nuclei(parsed.instances, interface, nucleus_label)
         if not len(cells):
             suspicious.append(f"{row.image_id}: annotation {annotation.annotation_id} has no cell; read as 'none here'")
-        samples.append(Sample(replace(image_ref(row), split=split), cells, nuclei))
+        samples.append(Sample(replace(image_ref(row), split=split), cells, nuclei, parsed.known()))
         annotation_ids[row.image_id] = [annotation.annotation_id]
     for line in left_out:
         logger.warning("left out of the snapshot of %s: %s", context.project_name, line)
@@ -107,12 +115,24 @@ def read_annotation(annotation: AnnotationRow, row: ImageRow, interface: Interfa
     Raises:
         LabelError: a region has a label that the config lacks, or another size than the image.
     """
-    return _parse(annotation, row, interface).instances
+    return parse_annotation(annotation, row, interface).instances
 
 
-def _parse(annotation: AnnotationRow, row: ImageRow, interface: Interface) -> ParsedAnnotation:
+def parse_annotation(annotation: AnnotationRow, row: ImageRow, interface: Interface) -> ParsedAnnotation:
+    """All that a person submitted for an image: `read_annotation`'s regions with their origins, and the done areas.
+
+    Raises:
+        LabelError: as `read_annotation`.
+    """
     body = load_annotation(Path(annotation.file))
-    parsed = from_results(body["result"], interface, (row.height, row.width), image_id=row.image_id)
+    parsed = from_results(
+        body["result"],
+        interface,
+        (row.height, row.width),
+        image_id=row.image_id,
+        started_from=body.get("started_from", ""),
+        offered=body.get("offered", ()),
+    )
     if parsed.unknown_labels:
         raise LabelError(
             f"annotation {annotation.annotation_id} has the label {', '.join(parsed.unknown_labels)}; "

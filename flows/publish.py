@@ -12,7 +12,7 @@ from loop.adapters.mlflow_registry import ModelVersion
 from loop.data.predictions import StoredPrediction
 from loop.labelstudio.interface import Interface
 from loop.labelstudio.results import to_results
-from loop.types import Selection
+from loop.types import Instances, Selection
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,7 @@ def publish(
     selections: Sequence[Selection],
     predictions: Mapping[str, StoredPrediction],
     *,
+    calibrated: bool = False,
     progress: Progress | None = None,
 ) -> str:
     """Makes Label Studio show this round's predictions in this round's order; returns the published version.
@@ -34,7 +35,17 @@ def publish(
     Every open task gets one prediction of the version, with score = rank / (number of open tasks + 1): Label Studio
     serves the lowest score first. The selected batch comes first in its order, then the rest by uncertainty. With no
     open task nothing changes in Label Studio. Safe to repeat: what is there already is kept, older versions go only
-    when the new one is complete.
+    when the new one is complete. Each region's score is its cell's.
+
+    Args:
+        context: the project.
+        round_number: goes into the published version's name.
+        version: the model, None before the first one.
+        selections: the batch.
+        predictions: by image id; the pre-labels are their cells.
+        calibrated: the cells' scores are confidences, so those under `publish.doubtful_below` get the label
+            `publish.doubtful_label`, where the project's label config has it. Raw scores of a model are none.
+        progress: called as progress(done, total).
 
     Raises:
         RefusedError: Label Studio dropped a prediction or a task is gone; names them.
@@ -49,17 +60,19 @@ def publish(
         return project.published_version
     published = f"{version.label if version else registry_name(project.name)}-r{round_number}"
     interface = context.interface
-    tolerance = context.config.publish.tolerance_px
+    shown = context.config.publish
+    below = shown.doubtful_below if calibrated else 0.0
     entries = []
     scores: dict[str, dict[str, object]] = {}
     for rank, row in enumerate(order, start=1):
         score = rank / (len(order) + 1)
         stored = predictions.get(row.image_id)
-        regions = to_results(stored.instances, interface, tolerance_px=tolerance) if stored else []
+        cells = stored.instances if stored else Instances.build((row.height, row.width))
+        regions = to_results(cells, interface, tolerance_px=shown.tolerance_px, doubtful_below=below)
         entries.append(TaskPrediction(row.task_id or 0, regions, score))
         scores[row.image_id] = {"score": stored.uncertainty if stored else 0.0}
     report = context.label_studio.publish(
-        project.ls_project_id, published, entries, chunk=context.config.publish.chunk, progress=progress
+        project.ls_project_id, published, entries, chunk=shown.chunk, progress=progress
     )
     context.index.set_images(project.name, scores)
     context.index.set_published(project.name, published, model)

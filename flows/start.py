@@ -14,7 +14,7 @@ from flows.local.workspace import Workspace
 from flows.telling import Tell
 from loop.adapters.index import ImageRow, Index
 from loop.adapters.label_studio_api import LabelStudio
-from loop.config import LoopConfig, load_config
+from loop.config import LoopConfig, PublishConfig, load_config
 from loop.data.folder import open_folder
 from loop.data.store import write_display
 from loop.errors import ConfigError, ImageError, InputError, RefusedError, StateError
@@ -54,7 +54,9 @@ def start_project(
         config: settings, kept beside the project and used by every later round; None = those that it has already,
             the defaults for a new project.
         label_config_xml: a label config of one's own; None = the one that the project has already, for a new project
-            polygons, brush and smart tools for `publish.labels`.
+            polygons, brush and smart tools for `publish.labels`, with `doubtful_label` and `done_label` beside them. A
+            project from before there were such labels goes on without, until a person adds them in Label Studio and
+            runs this again.
         tell: called as tell(step, done, total).
 
     Raises:
@@ -92,13 +94,17 @@ def _stand(
     edited = config_path(workspace, name)
     settings = config or load_config(edited if edited.exists() else None)
     present = _present_config(label_studio, index, name, endpoints.label_studio_managed)
-    xml = label_config_xml or present or label_config(settings.publish.labels)
+    xml = label_config_xml or present or _new_config(settings.publish)
     Interface.parse(xml)
     project_id = label_studio.create_project(name, xml, f"celloop: {images.name}")
     if config is not None or not edited.exists():
         save_project_config(workspace, name, settings)
     index.add_project(name, ls_project_id=project_id, root=images.resolve(), label_config=xml)
     return open_context(workspace, name)
+
+
+def _new_config(shown: PublishConfig) -> str:
+    return label_config(shown.labels, doubtful=shown.doubtful_label, done=shown.done_label)
 
 
 def _present_config(label_studio: LabelStudio, index: Index, name: str, managed: bool) -> str | None:

@@ -1,8 +1,8 @@
 """Step 1: what people did in Label Studio since the last look, taken over into the index.
 
 Polling is the truth (`updated_at`); a webhook only says "look now". Bodies of annotations are cached as JSON in the
-workspace together with the published version that was on screen, because deleting a prediction in Label Studio
-deletes the link from the annotation to it.
+workspace together with the published version that was on screen and what it offered, because deleting a prediction in
+Label Studio deletes the link from the annotation to it.
 """
 
 import json
@@ -17,7 +17,8 @@ from typing import Any
 from flows.context import LoopContext, sync_lock
 from loop.adapters.index import AnnotationRow, ImageRow
 from loop.adapters.label_studio_api import Annotation
-from loop.labelstudio.interface import CELL_KINDS
+from loop.labelstudio.interface import CELL_KINDS, Interface
+from loop.labelstudio.regions import is_done_area
 from loop.labelstudio.results import is_unusable
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ def _take_over(context: LoopContext, image: ImageRow, known: Mapping[int, Annota
     task_id = image.task_id or 0
     annotations = context.label_studio.annotations(task_id)
     fresh = [a for a in annotations if a.id not in known or _differs(known[a.id], a)]
+    interface = context.interface
     rows = [
         AnnotationRow(
             project_id=project.id,
@@ -119,8 +121,8 @@ def _take_over(context: LoopContext, image: ImageRow, known: Mapping[int, Annota
             image_id=image.image_id,
             task_id=task_id,
             updated_at=a.updated_at,
-            file=str(_cache(context, a)),
-            n_regions=sum(item.get("type") in CELL_KINDS for item in a.result),
+            file=str(_cache(context, a, task_id)),
+            n_regions=_count(a, interface),
             lead_time_s=a.lead_time_s,
             completed_by=a.completed_by,
             cancelled=a.was_cancelled,
@@ -137,6 +139,10 @@ def _take_over(context: LoopContext, image: ImageRow, known: Mapping[int, Annota
     return new, len(fresh) - new, len(vanished)
 
 
+def _count(annotation: Annotation, interface: Interface) -> int:
+    return sum(item.get("type") in CELL_KINDS and not is_done_area(item, interface) for item in annotation.result)
+
+
 def _differs(row: AnnotationRow, annotation: Annotation) -> bool:
     return row.updated_at != annotation.updated_at or not Path(row.file).exists()
 
@@ -149,19 +155,24 @@ def _state(annotations: list[Annotation]) -> str:
     return "skipped" if annotations else "open"
 
 
-def _cache(context: LoopContext, annotation: Annotation) -> Path:
+def _cache(context: LoopContext, annotation: Annotation, task_id: int) -> Path:
+    """Keeps an annotation's body; what it started from is noted once, when it is new."""
     project = context.project
     directory = context.workspace.annotations_dir / project.name
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{annotation.id}.json"
-    started_from = project.published_version
     if path.exists():
-        started_from = load_annotation(path)["started_from"]
+        before = load_annotation(path)
+        started_from, offered = before["started_from"], before.get("offered", [])
+    else:
+        started_from = project.published_version
+        offered = _offered(context, annotation, task_id)
     body = {
         "id": annotation.id,
         "result": annotation.result,
         "parent_prediction": annotation.parent_prediction,
         "started_from": started_from,
+        "offered": offered,
         "lead_time_s": annotation.lead_time_s,
         "ground_truth": annotation.ground_truth,
     }
@@ -174,8 +185,26 @@ def _cache(context: LoopContext, annotation: Annotation) -> Path:
     return path
 
 
+def _offered(context: LoopContext, annotation: Annotation, task_id: int) -> list[Any]:
+    """The regions of the prediction that a person started from; none where none of them is left in the annotation.
+
+    An annotation that goes back to a draft has lost its link, so there it is the prediction of the published version.
+    """
+    if not any(str(item.get("origin", "")).startswith("prediction") for item in annotation.result):
+        return []
+    predictions = context.label_studio.predictions(task_id)
+    version = context.project.published_version
+    parent = [p for p in predictions if p.id == annotation.parent_prediction]
+    shown = parent or [p for p in predictions if p.model_version == version]
+    return list(shown[-1].result) if shown else []
+
+
 def load_annotation(path: Path) -> dict[str, Any]:
-    """A cached annotation body: id, result, parent_prediction, started_from (published version), lead_time_s."""
+    """A cached annotation body.
+
+    Its id, result, parent_prediction, started_from (published version), offered (the regions of that version; not in
+    bodies that an earlier celloop kept), lead_time_s, ground_truth.
+    """
     body: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return body
 

@@ -9,11 +9,11 @@ from scipy import ndimage
 
 from loop.errors import LabelError, OverlapError, ShapeError
 from loop.rings import Crop, PointArray, crop_mask, fill_rings, outlines
-from loop.types import BoolArray, FloatArray, Instances, IntArray, Source
+from loop.types import BoolArray, FloatArray, Instances, IntArray, Origin, Source
 
 
 class Fields(TypedDict, total=False):
-    """What `Instances.build` takes beside boxes and masks: one score, label, weight for each mask, and the origin."""
+    """What `Instances.build` takes beside boxes and masks: a score, label, weight and origin for each mask, ..."""
 
     scores: Sequence[float] | FloatArray | None
     labels: Sequence[int] | IntArray | None
@@ -21,6 +21,7 @@ class Fields(TypedDict, total=False):
     image_id: str
     source: Source
     model_version: str
+    origins: Sequence[Origin]
 
 
 class CocoRle(TypedDict):
@@ -79,7 +80,7 @@ def from_label_image(
 
 
 def from_masks(masks: Sequence[BoolArray], shape: tuple[int, int], **fields: Unpack[Fields]) -> Instances:
-    """Instances cropped from full-size masks; empty masks are dropped, with their scores, labels and weights.
+    """Instances cropped from full-size masks; empty masks are dropped, with their scores, labels, weights and origins.
 
     Args:
         masks: N arrays (H, W) bool, they may overlap.
@@ -222,6 +223,9 @@ def _gather(shape: tuple[int, int], crops: Sequence[Crop | None], fields: Fields
             raise ShapeError(f"{len(crops)} masks but {len(values)} {name}: give one for each mask")
         return None if values is None else np.asarray(values)[kept]
 
+    origins = fields.get("origins", ())
+    if origins and len(origins) != len(crops):
+        raise ShapeError(f"{len(crops)} masks but {len(origins)} origins: give one for each mask, or none at all")
     return Instances.build(
         shape,
         [crop.box_xyxy for crop in full],
@@ -232,6 +236,7 @@ def _gather(shape: tuple[int, int], crops: Sequence[Crop | None], fields: Fields
         image_id=fields.get("image_id", ""),
         source=fields.get("source", "human"),
         model_version=fields.get("model_version", ""),
+        origins=[origins[i] for i in kept] if origins else (),
     )
 
 

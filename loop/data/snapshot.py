@@ -19,11 +19,11 @@ import orjson
 
 from loop.data.store import file_sha256
 from loop.errors import ImageError, InputError, NonFiniteError, ShapeError, StateError
-from loop.masks import CocoRle, from_coco_rle, to_coco_rle
+from loop.masks import CocoRle, from_coco_rle, to_coco_rle, to_dense
 from loop.metrics.matching import areas
-from loop.types import ImageRef, Instances, Sample
+from loop.types import BoolArray, ImageRef, Instances, Origin, Sample
 
-SPLITS = ("train", "holdout")
+SPLITS = ("train", "holdout", "pseudo")
 
 _FILE = "snapshot.json"
 _FORMAT = 1
@@ -37,9 +37,10 @@ class Snapshot:
     Attributes:
         id: the first 16 hex digits of the SHA-256 of the content: project, and of each image its id, hash, split,
             group, modality, annotation ids, cells and, where they are labelled, nuclei (masks, labels, weights, scores,
-            source, model version). Where files lie, the manifest's extra columns, the order of the images and the time
-            do not count.
-        samples: by image_id; ImageRef.split is "train" or "holdout", ImageRef.path absolute.
+            source, model version, origins where they differ) and where the labels are complete, if not everywhere.
+            Where files lie, the manifest's extra columns, the order of the images and the time do not count.
+        samples: by image_id; ImageRef.split is one of SPLITS, ImageRef.path absolute. "pseudo" holds images whose
+            cells no person drew.
         annotation_ids: image_id -> ids of the annotations that its cells come from, ascending; none for pseudo-labels.
         project: its name.
     """
@@ -50,7 +51,7 @@ class Snapshot:
     project: str
 
     def split(self, name: str) -> tuple[Sample, ...]:
-        """The samples of one split, "train" or "holdout", by image_id."""
+        """The samples of one split, "train", "holdout" or "pseudo", by image_id."""
         return tuple(sample for sample in self.samples if sample.image.split == name)
 
     def verify(self) -> None:
@@ -77,8 +78,9 @@ def write_snapshot(
 
     Args:
         root: the folder of all snapshots; it is made.
-        samples: in any order, each image once; ImageRef.split "train" or "holdout". Cells and nuclei without a
-            pixel are dropped.
+        samples: in any order, each image once; ImageRef.split one of SPLITS. Cells and nuclei without a pixel are
+            dropped; origins that say no more than source and model version, and a `known` that covers the whole image,
+            are the same as none.
         annotation_ids: image_id -> annotation ids; images left out have none.
         project: its name.
 
@@ -86,8 +88,9 @@ def write_snapshot(
         The snapshot, its samples sorted by image_id.
 
     Raises:
-        InputError: an image twice, another split, a group in both splits, or ids of an image that is not there.
-        ShapeError: cells or nuclei of another size than their image.
+        InputError: an image twice, another split, a group in the hold-out and beside it, or ids of an image that is
+            not there.
+        ShapeError: cells, nuclei or `known` of another size than their image.
         NonFiniteError: a score or weight is NaN or infinite.
         StateError: the disk refuses.
     """
@@ -132,31 +135,40 @@ def load_snapshot(root: Path, snapshot_id: str) -> Snapshot:
 
 def _tidy(sample: Sample) -> Sample:
     place = Path(os.path.abspath(sample.image.path))
-    nuclei = None if sample.nuclei is None else _with_pixels(sample.nuclei)
-    return Sample(replace(sample.image, path=place), _with_pixels(sample.instances), nuclei)
+    nuclei = None if sample.nuclei is None else _plain(sample.nuclei)
+    known = sample.known
+    if known is not None and known.shape == sample.instances.shape and known.all():
+        known = None
+    return Sample(replace(sample.image, path=place), _plain(sample.instances), nuclei, known)
 
 
-def _with_pixels(cells: Instances) -> Instances:
+def _plain(cells: Instances) -> Instances:
+    """Without cells that have no pixel, and without origins where they tell nothing new."""
     seen = np.flatnonzero(areas(cells))
-    return cells if len(seen) == len(cells) else cells.take(seen)
+    kept = cells if len(seen) == len(cells) else cells.take(seen)
+    usual = Origin(kept.source, kept.model_version)
+    return replace(kept, origins=()) if all(origin == usual for origin in kept.origins) else kept
 
 
 def _check(samples: Sequence[Sample], annotation_ids: Mapping[str, Sequence[int]]) -> None:
-    splits, seen = dict[str, str](), set[str]()
-    for image, cells, nuclei in samples:
+    measures, seen = dict[str, bool](), set[str]()
+    for image, cells, nuclei, known in samples:
         if image.image_id in seen:
             raise InputError(f"image {image.image_id} is given twice; a snapshot holds each image once")
         seen.add(image.image_id)
         if image.split not in SPLITS:
             raise InputError(f"image {image.image_id} is in split {image.split!r}; expected one of {SPLITS}")
-        if image.group and splits.setdefault(image.group, image.split) != image.split:
+        held = image.split == "holdout"
+        if image.group and measures.setdefault(image.group, held) != held:
             raise InputError(
-                f"group {image.group!r} is in both splits (image {image.image_id} in {image.split!r}); a slide, well "
-                "or patient belongs to one of them"
+                f"group {image.group!r} is in the hold-out and beside it (image {image.image_id} in {image.split!r}); "
+                "a slide, well or patient either teaches or measures"
             )
         _check_drawn(image, cells, "cells")
         if nuclei is not None:
             _check_drawn(image, nuclei, "nuclei")
+        if known is not None and known.shape != cells.shape:
+            raise ShapeError(f"`known` of {image.image_id} is {known.shape}, the image is {cells.shape} (H, W)")
     strange = sorted(annotation_ids.keys() - seen)
     if strange:
         raise InputError(f"annotation ids are given for {strange[:5]}, which are not among the samples; leave them out")
@@ -173,21 +185,26 @@ def _check_drawn(image: ImageRef, drawn: Instances, what: str) -> None:
 
 
 def _to_record(sample: Sample, annotations: Sequence[int]) -> dict[str, Any]:
-    image, cells, nuclei = sample
+    image, cells, nuclei, known = sample
     fields = asdict(image)
     fields["path"] = str(image.path)
     fields["label_path"] = None if image.label_path is None else str(image.label_path)
-    record = {
+    record: dict[str, Any] = {
         "image": fields,
         "annotations": [int(number) for number in annotations],
         "cells": _to_columns(cells),
     }
-    # Without nuclei the key is left out, so that such snapshots keep the ids they had before there were any.
-    return record if nuclei is None else {**record, "nuclei": _to_columns(nuclei)}
+    # What there is none of has no key, so that such snapshots keep the ids they had before it could be there.
+    if nuclei is not None:
+        record["nuclei"] = _to_columns(nuclei)
+    if known is not None:
+        whole = Instances.build(cells.shape, [(0, 0, cells.shape[1], cells.shape[0])], [known])
+        record["known"] = to_coco_rle(whole)[0]["counts"]
+    return record
 
 
 def _to_columns(cells: Instances) -> dict[str, Any]:
-    return {
+    columns = {
         "counts": [rle["counts"] for rle in to_coco_rle(cells)],
         "scores": cells.scores.tolist(),
         "labels": cells.labels.tolist(),
@@ -195,6 +212,7 @@ def _to_columns(cells: Instances) -> dict[str, Any]:
         "source": cells.source,
         "model_version": cells.model_version,
     }
+    return {**columns, "origins": [list(origin) for origin in cells.origins]} if cells.origins else columns
 
 
 def _from_record(record: dict[str, Any]) -> Sample:
@@ -202,14 +220,22 @@ def _from_record(record: dict[str, Any]) -> Sample:
     label = fields["label_path"]
     image = ImageRef(**{**fields, "path": Path(fields["path"]), "label_path": None if label is None else Path(label)})
     nuclei = _from_columns(record["nuclei"], image) if "nuclei" in record else None
-    return Sample(image, _from_columns(record["cells"], image), nuclei)
+    known = _from_counts(record["known"], (image.height, image.width)) if "known" in record else None
+    return Sample(image, _from_columns(record["cells"], image), nuclei, known)
 
 
 def _from_columns(columns: dict[str, Any], image: ImageRef) -> Instances:
     shape = (image.height, image.width)
-    rest = {key: value for key, value in columns.items() if key != "counts"}
+    rest = {key: value for key, value in columns.items() if key not in ("counts", "origins")}
+    origins = [Origin(*origin) for origin in columns.get("origins", ())]
     rles: list[CocoRle] = [{"size": list(shape), "counts": counts} for counts in columns["counts"]]
-    return from_coco_rle(rles, shape, image_id=image.image_id, **rest)
+    return from_coco_rle(rles, shape, image_id=image.image_id, origins=origins, **rest)
+
+
+def _from_counts(counts: str, shape: tuple[int, int]) -> BoolArray:
+    """(H, W) bool of one mask's run lengths, which may hold no pixel."""
+    masks = to_dense(from_coco_rle([{"size": list(shape), "counts": counts}], shape))
+    return masks[0] if len(masks) else np.zeros(shape, np.bool_)
 
 
 def _identify(project: str, records: Sequence[dict[str, Any]]) -> str:

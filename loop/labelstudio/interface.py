@@ -1,6 +1,8 @@
 """What a project's label config (XML) offers: where the image is, which controls hold masks, which take prompts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Literal
 from xml.etree import ElementTree
 from xml.sax.saxutils import quoteattr
@@ -10,7 +12,9 @@ from loop.errors import LabelError
 MASK_KINDS = ("polygonlabels", "brushlabels", "bitmasklabels")
 CELL_KINDS = (*MASK_KINDS, "rectanglelabels", "ellipselabels")
 _PROMPT_KINDS = ("keypointlabels", "keypoint")
-_COLOURS = ("#00c853", "#ff9100", "#d500f9", "#ffd600", "#2979ff", "#ff1744", "#00e5ff", "#8d6e63")
+_COLOURS = ("#00c853", "#d500f9", "#2979ff", "#ff1744", "#00e5ff", "#8d6e63", "#c6ff00", "#ff80ab")
+_DOUBTFUL_COLOUR = "#ffab00"
+_DONE_COLOUR = "#9e9e9e"
 _ROW = "display: flex; align-items: center; gap: 0 12px;"
 
 UNUSABLE = "unusable"
@@ -44,17 +48,30 @@ class Interface:
         image_value_key: the field of a task's data that holds the image's URL.
         controls: the controls of that image, in the config's order.
         labels: names of the cell classes; an instance's label i is labels[i]. First those of the control that holds
-            masks, then what other drawing controls add; those of prompt controls do not count.
+            masks, then what other drawing controls add; those of prompt controls do not count, nor do the next two.
+        doubtful: the label of cells of class 0 that a model is not sure of, or "". A region that still has it when a
+            person submits is a cell of class 0 like others: the person has seen it.
+        done: the label of regions inside which everything is labelled, or ""; they are no cells.
+
+    `doubtful` and `done` are read wherever they come up, in the config or not; only a label that the config has is
+    ever written.
     """
 
     image_name: str
     image_value_key: str
     controls: tuple[Control, ...]
     labels: tuple[str, ...]
+    doubtful: str = ""
+    done: str = ""
 
     @classmethod
-    def parse(cls, label_config_xml: str) -> "Interface":
+    def parse(cls, label_config_xml: str, *, doubtful: str = "", done: str = "") -> "Interface":
         """The interface that a label config describes.
+
+        Args:
+            label_config_xml: its text.
+            doubtful: which label marks doubtful cells; "" = none. Where it is the first one it is the class.
+            done: which label marks areas that are done; "" = none. Where there is no other it is a class.
 
         Raises:
             LabelError: the text is no XML, has no Image with a value such as "$image", no control of that image can
@@ -75,7 +92,11 @@ class Interface:
             held = [label for kind in MASK_KINDS for c in controls if c.kind == kind for label in c.labels]
             if held and value.startswith("$"):
                 others = [label for c in controls if c.kind in CELL_KINDS and not c.takes_prompts for label in c.labels]
-                return cls(image_name, value[1:], controls, tuple(dict.fromkeys([*held, *others])))
+                done = done if set(held) - {done} else ""
+                names = [name for name in dict.fromkeys([*held, *others]) if name != done]
+                doubtful = doubtful if doubtful not in (names[0], done) else ""
+                labels = tuple(name for name in names if name != doubtful)
+                return cls(image_name, value[1:], controls, labels, doubtful, done)
             found = ", ".join(f"{c.kind} {c.name!r} with {len(c.labels)} labels" for c in controls) or found
         if not any(value.startswith("$") for value in images.values()):
             raise LabelError(f'the label config has no <Image name="image" value="$image"/> but {images or "none"}')
@@ -98,23 +119,35 @@ class Interface:
         return fitting[0] if fitting else None
 
 
-def label_config(labels: tuple[str, ...] = ("Cell",)) -> str:
-    """The label config of a new project, as configs/label_config.xml has it for one class "Cell".
+def label_config(labels: tuple[str, ...] = ("Cell",), *, doubtful: str = "", done: str = "") -> str:
+    """The label config of a new project; configs/label_config.xml is that of the default settings.
 
     Pre-labels are polygons, which Label Studio opens more than ten times faster than brush regions. Keypoints and
-    boxes are prompts for the backend. The choice "unusable" takes an image out of the loop.
+    boxes are prompts for the backend, and have neither `doubtful` nor `done`. The choice "unusable" takes an image out
+    of the loop.
+
+    Args:
+        labels: the cell classes, the first one for pre-labels.
+        doubtful: the label of doubtful cells, after the first class; "" = none.
+        done: the label of areas that are done, last, and in a control of its own for rectangles; "" = none.
 
     Raises:
-        LabelError: no labels, an empty one, or one twice.
+        LabelError: no labels, an empty one, one twice, or `doubtful` or `done` is the first or they are equal.
     """
     if not labels or len(set(labels)) != len(labels) or not all(label.strip() for label in labels):
         raise LabelError(f"labels {labels!r}; expected at least one name, none empty, none twice")
+    if labels[0] in (doubtful, done) or (done and doubtful == done):
+        raise LabelError(
+            f"cells are called {labels[0]!r}, doubtful ones {doubtful!r}, done areas {done!r}; give three names "
+            "(publish.labels, publish.doubtful_label, publish.done_label), or '' for neither of the last two"
+        )
+    colours = dict(zip((label for label in labels if label not in (doubtful, done)), cycle(_COLOURS), strict=False))
+    classes = list(colours)
+    colours |= {doubtful: _DOUBTFUL_COLOUR, done: _DONE_COLOUR}
+    every = [name for name in (classes[0], doubtful, *classes[1:], done) if name]
 
-    def control(title: str, tag: str, attributes: str) -> str:
-        lines = [
-            f"        <Label value={quoteattr(label)} background={quoteattr(_COLOURS[i % len(_COLOURS)])}/>"
-            for i, label in enumerate(labels)
-        ]
+    def control(title: str, tag: str, attributes: str, names: Sequence[str]) -> str:
+        lines = [f"        <Label value={quoteattr(name)} background={quoteattr(colours[name])}/>" for name in names]
         opening = f'    <View style="{_ROW}">\n      <Header value="{title}" size="6"/>\n      <{tag} {attributes}>'
         return "\n".join([opening, *lines, f"      </{tag}>", "    </View>"])
 
@@ -122,10 +155,11 @@ def label_config(labels: tuple[str, ...] = ("Cell",)) -> str:
         [
             "<View>",
             f'  <View style="{_ROW} flex-wrap: wrap;">',
-            control("Outline", "PolygonLabels", 'name="cell" toName="image" strokeWidth="1" opacity="0.3"'),
-            control("Brush", "BrushLabels", 'name="brush" toName="image" smart="false"'),
-            control("Click", "KeyPointLabels", 'name="point" toName="image" smart="true" smartOnly="true"'),
-            control("Box", "RectangleLabels", 'name="box" toName="image" smart="true" smartOnly="true"'),
+            control("Outline", "PolygonLabels", 'name="cell" toName="image" strokeWidth="1" opacity="0.3"', every),
+            control("Brush", "BrushLabels", 'name="brush" toName="image" smart="false"', every),
+            control("Click", "KeyPointLabels", 'name="point" toName="image" smart="true" smartOnly="true"', classes),
+            control("Box", "RectangleLabels", 'name="box" toName="image" smart="true" smartOnly="true"', classes),
+            *([control("Area", "RectangleLabels", 'name="done" toName="image" opacity="0.1"', [done])] if done else []),
             '    <Choices name="usable" toName="image" choice="multiple">',
             f'      <Choice value="{UNUSABLE}"/>',
             "    </Choices>",

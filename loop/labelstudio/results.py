@@ -8,17 +8,32 @@ import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
+import cv2
 import numpy as np
 
 from loop.errors import InputError, LabelError, NonFiniteError
-from loop.labelstudio.interface import UNUSABLE, Interface
+from loop.labelstudio.interface import UNUSABLE, Control, Interface
+from loop.labelstudio.regions import (
+    Cell,
+    add_area,
+    check_frame,
+    is_done_area,
+    is_prompt,
+    kind_of,
+    label_names,
+    name_of,
+    origin_of,
+    read_cell,
+    value_of,
+)
 from loop.labelstudio.rle import encode_brush
-from loop.labelstudio.shapes import READERS, number, png_url, rectangle_ring, to_percent, to_pixels
-from loop.rings import MIN_POLYGON_IOU, Crop, Outline, PointArray, outlines
+from loop.labelstudio.shapes import number, png_url, rectangle_ring, to_percent, to_pixels
+from loop.rings import MIN_POLYGON_IOU, Outline, PointArray, outlines
 from loop.types import BoolArray, Instances, Source
 
+_BORDER_PX = 2
 _NAMESPACE = uuid.UUID("6f1f63a2-5c0e-4d0c-9a43-0d6f2a1c7b58")
 # Result items that are no shapes on the image; "" is what is left of "labels".
 _NOT_SHAPES = frozenset(
@@ -31,18 +46,40 @@ class ParsedAnnotation:
     """What an annotation says.
 
     Attributes:
-        instances: the cells, in the annotation's order; none where a person submitted "no cells here".
+        instances: the cells, in the annotation's order; none where a person submitted "no cells here". Of a person's
+            cells each knows whether it was drawn, accepted or edited.
         prompts_left: how many keypoints and smart boxes were left over; they are no cells.
         unknown_labels: label names that the config lacks, each once. Their regions are left out: the caller refuses
             the annotation or reports it.
         unreadable: one text for each region that was left out because it is damaged, empty or of a kind that holds no
             cell, with its id and the reason.
+        done: (H, W) bool, the union of the areas that the person declared done; None where there is none, which says
+            that the whole image is.
     """
 
     instances: Instances
     prompts_left: int
     unknown_labels: tuple[str, ...]
     unreadable: tuple[str, ...]
+    done: BoolArray | None = None
+
+    @property
+    def whole(self) -> bool:
+        """True where the whole image is labelled, so that it may measure a model."""
+        return self.done is None or bool(self.done.all())
+
+    def known(self) -> BoolArray | None:
+        """(H, W) bool: where the labels say what is there; None = everywhere.
+
+        That is in the done areas, and in each drawn shape with a border of 2 px (diagonally too), wherever it lies.
+        """
+        if self.done is None or self.whole:
+            return None
+        drawn = np.zeros(self.instances.shape, np.uint8)
+        for (x0, y0, x1, y1), mask in zip(self.instances.boxes_xyxy.tolist(), self.instances.masks, strict=True):
+            drawn[y0:y1, x0:x1] |= mask
+        known = self.done | (cv2.dilate(drawn, np.ones((2 * _BORDER_PX + 1,) * 2, np.uint8)) > 0)
+        return None if known.all() else known
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +100,12 @@ class Prompts:
 
 
 def to_results(
-    instances: Instances, interface: Interface, *, tolerance_px: float = 0.5, id_seed: str = ""
+    instances: Instances,
+    interface: Interface,
+    *,
+    tolerance_px: float = 0.5,
+    id_seed: str = "",
+    doubtful_below: float = 0.0,
 ) -> list[dict[str, Any]]:
     """One result item for each cell, in order, as Label Studio imports them.
 
@@ -76,6 +118,8 @@ def to_results(
         tolerance_px: how far a polygon may leave the cell's border, px >= 0.
         id_seed: told apart from other results for the same image and model, e.g. the suggestions of one click:
             ids follow from image id, model version, this and the cell's place, so equal calls give equal ids.
+        doubtful_below: cells of class 0 with a score under this get the label `interface.doubtful`, where the config
+            has it. Only for scores that are confidences.
 
     Raises:
         LabelError: a cell's label is not in the config, or none of its controls that hold masks has it.
@@ -91,7 +135,8 @@ def to_results(
         score = float(instances.scores[i])
         if not math.isfinite(score):
             raise NonFiniteError(f"cell {i} of image {instances.image_id!r} has score {score}; expected 0..1")
-        control_name, kind, value = _shape(instances, i, interface, ring)
+        doubtful = score < float(np.float32(doubtful_below))
+        control_name, kind, value = _shape(instances, i, interface, ring, doubtful)
         results.append(
             {
                 "id": f"{seed.hex[:12]}-{i}",
@@ -116,11 +161,19 @@ def from_results(
     *,
     image_id: str = "",
     source: Source = "human",
+    started_from: str = "",
+    offered: Sequence[Any] = (),
 ) -> ParsedAnnotation:
     """The cells of an annotation's (or prediction's) result items.
 
-    A region without a label gets the only one where the config has one class; of several labels the first counts.
-    Cells of a model keep their score; a person's have score 1.
+    A region without a label gets the only one where the config has one class; of several labels the first counts. One
+    of the label `interface.doubtful` is a cell of class 0: whoever submitted it saw it. One of `interface.done` is no
+    cell but a done area. Cells of a model keep their score; a person's have score 1.
+
+    A person's cell is "human-accepted" where its region says that it came from a prediction and still covers the same
+    pixels, under the same class, as the offered region of its id (or no region of that id was offered: the answer to a
+    click), and "human-edited" where it does not, or says itself that it was changed. Label Studio 1.23 goes on saying
+    "prediction" of a region whose corners were dragged, so without `offered` such edits stay unseen.
 
     Args:
         results: the `result` list.
@@ -128,6 +181,8 @@ def from_results(
         shape: (H, W) of the image, px.
         image_id: the image's stem.
         source: who drew them.
+        started_from: the published version that the person saw, for the origins of cells that came from it.
+        offered: the `result` list of that prediction, as it was published.
 
     Raises:
         LabelError: a shape was drawn on an image of another or unknown size, or on the image turned round. Nothing of
@@ -136,18 +191,26 @@ def from_results(
     regions = [region for region in results if isinstance(region, dict)]
     unreadable = [f"a {type(item).__name__} in place of a region" for item in results if not isinstance(item, dict)]
     unknown: list[str] = []
-    cells: list[_Cell] = []
-    shapes = [region for region in regions if _kind(region) not in _NOT_SHAPES and not _is_prompt(region, interface)]
+    cells: list[Cell] = []
+    done: BoolArray | None = None
+    before = {region.get("id"): region for region in offered if isinstance(region, dict)}
+    shapes = [region for region in regions if kind_of(region) not in _NOT_SHAPES and not is_prompt(region, interface)]
     for region in shapes:
-        _check_frame(region, shape, image_id)
+        check_frame(region, shape, image_id)
     for region in shapes:
         try:
-            cell = _read(region, interface, shape)
+            if is_done_area(region, interface):
+                done = np.zeros(shape, np.bool_) if done is None else done  # also where the area cannot be read
+                add_area(region, done)
+                continue
+            cell = read_cell(region, interface, shape)
+            origin = origin_of(region, cell, before.get(region.get("id")), interface, started_from)
         except (InputError, NonFiniteError) as error:
-            unreadable.append(f"{_name(region)}: {error}")
+            unreadable.append(f"{name_of(region)}: {error}")
         else:
             unknown.extend(cell.unknown_labels)
-            cells.extend([] if cell.unknown_labels else [cell])
+            cells.extend([] if cell.unknown_labels else [cell._replace(origin=origin)])
+    drawn_by_hand = source != "human" or all(cell.origin.source == "human" for cell in cells)
     instances = Instances.build(
         shape,
         [cell.crop.box_xyxy for cell in cells],
@@ -156,9 +219,10 @@ def from_results(
         scores=[1.0 if source.startswith("human") else cell.score for cell in cells],
         image_id=image_id,
         source=source,
+        origins=() if drawn_by_hand else [cell.origin for cell in cells],
     )
-    prompts = [region for region in regions if _is_prompt(region, interface)]
-    return ParsedAnnotation(instances, len(prompts), tuple(dict.fromkeys(unknown)), tuple(unreadable))
+    prompts = [region for region in regions if is_prompt(region, interface)]
+    return ParsedAnnotation(instances, len(prompts), tuple(dict.fromkeys(unknown)), tuple(unreadable), done)
 
 
 def prompts_from_context(context: Mapping[str, Any] | None, shape: tuple[int, int]) -> Prompts:
@@ -177,8 +241,8 @@ def prompts_from_context(context: Mapping[str, Any] | None, shape: tuple[int, in
     height, width = shape
     points, positive, boxes, labels = [], [], [], []
     for region in (context or {}).get("result") or []:
-        _check_frame(region, shape, "")
-        kind, value = _kind(region), _value(region)
+        check_frame(region, shape, "")
+        kind, value = kind_of(region), value_of(region)
         if kind == "keypoint":
             points.append(to_pixels([[number(value, "x"), number(value, "y")]], shape)[0])
             positive.append(region.get("is_positive") is not False)
@@ -186,8 +250,8 @@ def prompts_from_context(context: Mapping[str, Any] | None, shape: tuple[int, in
             corners = rectangle_ring(value, shape)
             boxes.append(np.concatenate([corners.min(axis=0), corners.max(axis=0)]))
         else:
-            raise LabelError(f"{_name(region)} is no prompt; expected keypoints or rectangles")
-        labels.extend(_label_names(value, kind))
+            raise LabelError(f"{name_of(region)} is no prompt; expected keypoints or rectangles")
+        labels.extend(label_names(value, kind))
     limits = np.array([width, height], np.float64)
     return Prompts(
         points_xy=np.clip(np.reshape(points, (-1, 2)), 0, limits),
@@ -200,12 +264,14 @@ def prompts_from_context(context: Mapping[str, Any] | None, shape: tuple[int, in
 def is_unusable(results: Sequence[Any]) -> bool:
     """True where a person marked the image with the choice "unusable"."""
     return any(
-        isinstance(item, dict) and _kind(item) == "choices" and UNUSABLE in _value(item).get("choices", ())
+        isinstance(item, dict) and kind_of(item) == "choices" and UNUSABLE in value_of(item).get("choices", ())
         for item in results
     )
 
 
-def _shape(instances: Instances, i: int, interface: Interface, ring: Outline | None) -> tuple[str, str, dict[str, Any]]:
+def _shape(
+    instances: Instances, i: int, interface: Interface, ring: Outline | None, doubtful: bool
+) -> tuple[str, str, dict[str, Any]]:
     """Control name, type and value of one cell's region."""
     index = int(instances.labels[i])
     label = interface.labels[index] if 0 <= index < len(interface.labels) else None
@@ -215,80 +281,19 @@ def _shape(instances: Instances, i: int, interface: Interface, ring: Outline | N
             f"cell {i} of image {instances.image_id!r} has label {index} ({label}), which no mask control of the label"
             f" config has; its labels are {', '.join(interface.labels)}"
         )
+
+    def named(target: Control) -> str:
+        return interface.doubtful if doubtful and index == 0 and interface.doubtful in target.labels else str(label)
+
     height, width = instances.shape
     x0, y0, x1, y1 = instances.boxes_xyxy[i].tolist()
     raster = interface.mask_control(label, "raster")
     if control.kind == "polygonlabels" and ring is not None and (ring.iou >= MIN_POLYGON_IOU or raster is None):
         points = to_percent(ring.points_xy + np.array([x0, y0]), instances.shape)
-        return control.name, control.kind, {"points": points, "closed": True, control.kind: [label]}
+        return control.name, control.kind, {"points": points, "closed": True, control.kind: [named(control)]}
     full = np.zeros((height, width), np.bool_)
     full[y0:y1, x0:x1] = instances.masks[i]
     target = raster or control
     if target.kind == "bitmasklabels":
-        return target.name, target.kind, {"imageDataURL": png_url(full), target.kind: [label]}
-    return target.name, target.kind, {"format": "rle", "rle": encode_brush(full), target.kind: [label]}
-
-
-class _Cell(NamedTuple):
-    crop: Crop
-    label: int
-    score: float
-    unknown_labels: tuple[str, ...]
-
-
-def _read(region: Mapping[str, Any], interface: Interface, shape: tuple[int, int]) -> _Cell:
-    """One region as a cell; LabelError says why it holds none. The label is 0 where the config lacks the region's."""
-    if interface.control(str(region.get("from_name"))) is None:
-        raise LabelError(f"the label config has no control {region.get('from_name')!r}")
-    kind, value = _kind(region), _value(region)
-    if kind not in READERS:
-        raise LabelError(f"it holds no cell; expected one of {', '.join(READERS)}")
-    names = _label_names(value, kind)
-    if not names and len(interface.labels) > 1:
-        raise LabelError(f"it has no label; expected one of {', '.join(interface.labels)}")
-    crop = READERS[kind](value, shape)
-    if crop is None:
-        raise LabelError("it covers no pixel of the image")
-    unknown = tuple(name for name in names if name not in interface.labels)
-    label = interface.labels.index(names[0]) if names and not unknown else 0
-    score = 1.0 if region.get("score") is None else number(region, "score")
-    return _Cell(crop, label, min(max(score, 0.0), 1.0), unknown)
-
-
-def _is_prompt(region: Mapping[str, Any], interface: Interface) -> bool:
-    control = interface.control(str(region.get("from_name")))
-    return _kind(region) == "keypoint" or (control is not None and control.takes_prompts)
-
-
-def _kind(region: Mapping[str, Any]) -> str:
-    """The region's shape: its type in lower case without "labels"."""
-    return str(region.get("type", "")).lower().removesuffix("labels")
-
-
-def _value(region: Mapping[str, Any]) -> Mapping[str, Any]:
-    value = region.get("value")
-    if not isinstance(value, dict):
-        raise LabelError(f"its value is a {type(value).__name__}; expected an object")
-    return value
-
-
-def _label_names(value: Mapping[str, Any], kind: str) -> list[str]:
-    return [str(name) for name in value.get(f"{kind}labels") or value.get("labels") or ()]
-
-
-def _name(region: Mapping[str, Any]) -> str:
-    return f"region {region.get('id')!r} of type {region.get('type')!r}"
-
-
-def _check_frame(region: Mapping[str, Any], shape: tuple[int, int], image_id: str) -> None:
-    drawn = (region.get("original_width"), region.get("original_height"))
-    if drawn != (shape[1], shape[0]):
-        raise LabelError(
-            f"{_name(region)} was drawn on an image of {drawn[0]} x {drawn[1]} px; image {image_id!r} has {shape[1]} x"
-            f" {shape[0]} px: send original_width and original_height, and check that the task shows the right image"
-        )
-    if region.get("image_rotation"):
-        raise LabelError(
-            f"{_name(region)} was drawn on image {image_id!r} turned by {region['image_rotation']} degrees; expected 0:"
-            " draw it again on the upright image"
-        )
+        return target.name, target.kind, {"imageDataURL": png_url(full), target.kind: [named(target)]}
+    return target.name, target.kind, {"format": "rle", "rle": encode_brush(full), target.kind: [named(target)]}

@@ -16,7 +16,7 @@ from loop.data.store import describe, write_png
 from loop.data.synthetic import draw_cells
 from loop.errors import ImageError, InputError, NonFiniteError, ShapeError, StateError
 from loop.masks import from_masks, to_dense
-from loop.types import ImageRef, Instances, Sample
+from loop.types import ImageRef, Instances, Origin, Sample
 
 IDS = {"a": [7, 3], "b": [5]}
 
@@ -33,6 +33,10 @@ def _samples(directory, n=3):
 
 def _same(left, right):
     assert left.image == right.image
+    assert (left.known is None) == (right.known is None)
+    if left.known is not None:
+        np.testing.assert_array_equal(left.known, right.known)
+    assert left.instances.origins == right.instances.origins
     np.testing.assert_array_equal(to_dense(left.instances), to_dense(right.instances))
     for name in ("scores", "labels", "weights"):
         np.testing.assert_array_equal(getattr(left.instances, name), getattr(right.instances, name))
@@ -251,7 +255,7 @@ def test_refusals(tmp_path):
     for given_samples, ids, error, text in (
         ([*samples, samples[0]], IDS, InputError, "image a is given twice"),
         (_changed(samples, 0, split="pool"), IDS, InputError, "split 'pool'"),
-        (_changed(samples, 0, group="g1"), IDS, InputError, "group 'g1' is in both splits"),
+        (_changed(samples, 0, group="g1"), IDS, InputError, "group 'g1' is in the hold-out and beside it"),
         (_changed(samples, 0, small), IDS, ShapeError, r"\(4, 4\).*\(32, 40\)"),
         (_changed(samples, 2, nan), IDS, NonFiniteError, "'c'"),
         (samples, {"z": [1]}, InputError, "'z'"),
@@ -306,3 +310,87 @@ def test_nuclei_that_do_not_fit_are_refused(tmp_path):
     mask = [np.ones((1, 1), bool)]
     with pytest.raises(NonFiniteError, match="the nuclei of image 'a'"):
         write_snapshot(tmp_path, _hand_made(Instances.build((6, 8), [(0, 0, 1, 1)], mask, scores=[np.nan])), {}, "p")
+
+
+ORIGINS = st.builds(
+    Origin, st.sampled_from(["human", "human-accepted", "human-edited", "model", "pseudo"]), st.text(max_size=5)
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(ORIGINS, max_size=4),
+    st.booleans(),
+    st.sampled_from([None, 0.0, 0.3, 0.9, 1.0]),
+    st.sampled_from(["train", "pseudo", "holdout"]),
+)
+def test_origins_weights_and_known_areas_come_back(tmp_path_factory, seed, origins, listed, share, split):
+    """Also empty masks between the cells, areas without a pixel, and names in any alphabet."""
+    rng = np.random.default_rng(seed)
+    stack = [rng.random((5, 7)) < rng.choice([0, 0.5]) for _ in origins]
+    cells = Instances.build(
+        (5, 7),
+        [(0, 0, 7, 5)] * len(stack),
+        stack,
+        scores=rng.random(len(stack)),
+        weights=rng.random(len(stack)),
+        image_id="x",
+        source="pseudo",
+        origins=origins if listed else (),
+    )
+    known = None if share is None else rng.random((5, 7)) < share
+    image = ImageRef("x", Path("/x.png"), "0" * 64, 5, 7, 1, split=split)
+    root = tmp_path_factory.mktemp("snapshots")
+    written = write_snapshot(root, [Sample(image, cells, None, known)], {}, "p")
+    loaded = load_snapshot(root, written.id)
+    (sample,) = loaded.split(split)
+    _same(sample, written.samples[0])
+    kept = [i for i, mask in enumerate(stack) if mask.any()]
+    assert [sample.instances.origin(i) for i in range(len(kept))] == [cells.origin(i) for i in kept]
+    np.testing.assert_array_equal(sample.instances.weights, cells.weights[kept])
+    whole = np.ones((5, 7), bool)
+    np.testing.assert_array_equal(whole if sample.known is None else sample.known, whole if known is None else known)
+
+
+def test_what_says_nothing_new_changes_no_id(tmp_path):
+    first, second = _hand_made()
+    plain = replace(first.instances, origins=(Origin("human"),) * 2)
+    same = [Sample(first.image, plain, None, np.ones((6, 8), bool)), second]
+    assert write_snapshot(tmp_path, same, {"a": [7, 3]}, "p").id == "4d0702eeaec4a64a"
+    drawn = replace(first.instances, origins=(Origin("human"), Origin("human-edited", "v1-r2")))
+    known = np.zeros((6, 8), bool)
+    ids = {
+        write_snapshot(tmp_path, [sample, second], {"a": [7, 3]}, "p").id
+        for sample in (first, Sample(first.image, drawn), Sample(first.image, first.instances, None, known))
+    }
+    assert len(ids) == 3
+
+
+@pytest.mark.parametrize(
+    ("splits", "fits"),
+    [
+        (("train", "pseudo"), True),
+        (("pseudo", "train", "pseudo"), True),
+        (("holdout", "pseudo"), False),
+        (("pseudo", "holdout"), False),
+        (("train", "holdout"), False),
+    ],
+)
+def test_a_group_may_teach_in_two_ways_but_never_measure_beside_it(tmp_path, splits, fits):
+    none = Instances.build((4, 4))
+    samples = [
+        Sample(ImageRef(f"i{n}", Path(f"/i{n}.png"), "0" * 64, 4, 4, 1, group="slide", split=split), none)
+        for n, split in enumerate(splits)
+    ]
+    if fits:
+        assert [s.image.split for s in write_snapshot(tmp_path, samples, {}, "p").samples] == list(splits)
+    else:
+        with pytest.raises(InputError, match="group 'slide' is in the hold-out and beside it"):
+            write_snapshot(tmp_path, samples, {}, "p")
+
+
+def test_a_known_area_of_another_size_is_refused(tmp_path):
+    first, second = _hand_made()
+    with pytest.raises(ShapeError, match=r"`known` of a is \(4, 4\), the image is \(6, 8\)"):
+        write_snapshot(tmp_path, [first._replace(known=np.ones((4, 4), bool)), second], {}, "p")

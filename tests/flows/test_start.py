@@ -214,3 +214,32 @@ def test_a_label_studio_elsewhere_without_way_to_the_backend_still_gets_its_proj
     label_studio.refuses_backend = False
     assert start_project(place, images, "cells", None).problems == ()
     assert label_studio.webhooks == 1
+
+
+def test_a_new_project_can_mark_doubtful_cells_and_done_areas(
+    label_studio: FakeLabelStudio, place: Place, images: Path
+) -> None:
+    start_project(place, images, "cells", None)
+    assert label_studio.projects[1]["label_config"] == label_config(doubtful="Cell?", done="Done area")
+    interface = context_module.open_context(place, "cells").interface
+    assert (interface.labels, interface.doubtful, interface.done) == (("Cell",), "Cell?", "Done area")
+    plain = load_config(None, {"publish.doubtful_label": "", "publish.done_label": ""})
+    start_project(place, images, "plain", plain)
+    assert label_studio.projects[2]["label_config"] == label_config()
+
+
+def test_a_project_from_before_those_labels_goes_on_without_until_a_person_adds_them(
+    label_studio: FakeLabelStudio, place: Place, images: Path
+) -> None:
+    old = label_config()
+    label_studio.create_project("cells", old)
+    for _ in range(2):
+        start_project(place, images, "cells", None)
+        assert label_studio.projects[1]["label_config"] == old
+        assert context_module.open_context(place, "cells").interface.labels == ("Cell",)
+    edited = old.replace('<Label value="Cell" background="#00c853"/>', '<Label value="Cell"/><Label value="Cell?"/>')
+    label_studio.projects[1]["label_config"] = edited
+    start_project(place, images, "cells", None)
+    interface = context_module.open_context(place, "cells").interface
+    assert interface.labels == ("Cell",)
+    assert interface.mask_control("Cell?") is not None

@@ -1,8 +1,10 @@
+import re
 from pathlib import Path
 
 import pytest
 from label_studio_sdk.label_interface import LabelInterface
 
+from loop.config import PublishConfig
 from loop.errors import LabelError
 from loop.labelstudio.interface import Interface, label_config
 
@@ -19,14 +21,18 @@ def control(tag, name, *labels, to="img", extra=""):
 
 
 def test_the_committed_config_is_the_default_one():
-    assert (ROOT / "configs" / "label_config.xml").read_text(encoding="utf-8") == label_config()
+    shown = PublishConfig()
+    xml = label_config(shown.labels, doubtful=shown.doubtful_label, done=shown.done_label)
+    assert (ROOT / "configs" / "label_config.xml").read_text(encoding="utf-8") == xml
 
 
+@pytest.mark.parametrize("special", [{}, {"doubtful": "Cell?", "done": 'the "done" <area>'}])
 @pytest.mark.parametrize("labels", [("Cell",), ("Cell", 'odd & "quoted" <one>')])
-def test_the_default_config_is_accepted_by_label_studios_own_parser(labels):
-    parsed = LabelInterface(label_config(labels))
+def test_the_default_config_is_accepted_by_label_studios_own_parser(labels, special):
+    parsed = LabelInterface(label_config(labels, **special))
     parsed.validate()
-    assert parsed.get_control("cell").labels == list(labels)
+    wanted = [labels[0], *([special["doubtful"]] if special else []), *labels[1:]]
+    assert parsed.get_control("cell").labels == wanted + ([special["done"]] if special else [])
     assert [tag.name for tag in parsed.objects] == ["image"]
 
 
@@ -45,6 +51,58 @@ def test_the_default_config_read_back():
     assert interface.mask_control("Debris", "raster").name == "brush"
     assert interface.mask_control("Dust") is None
     assert interface.control("nothing") is None
+
+
+def test_doubtful_cells_and_done_areas_have_labels_but_are_no_classes():
+    xml = label_config(("Cell", "Debris"), doubtful="Cell?", done="Done area")
+    interface = Interface.parse(xml, doubtful="Cell?", done="Done area")
+    assert interface.labels == ("Cell", "Debris")
+    assert (interface.doubtful, interface.done) == ("Cell?", "Done area")
+    drawn = ("Cell", "Cell?", "Debris", "Done area")
+    assert {c.name: c.labels for c in interface.controls} == {
+        "cell": drawn,
+        "brush": drawn,
+        "point": ("Cell", "Debris"),
+        "box": ("Cell", "Debris"),
+        "done": ("Done area",),
+        "usable": ("unusable",),
+    }
+    assert not interface.control("done").takes_prompts
+    assert interface.mask_control("Cell?", "raster").name == "brush"
+    # Whoever does not know these names, as the backend does, still finds the cells' label first.
+    assert Interface.parse(xml).labels == ("Cell", "Cell?", "Debris", "Done area")
+    colours = re.findall(r'background="(#\w+)"', xml)[:4]
+    assert colours[1] == "#ffab00"
+    assert len(set(colours)) == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected", "doubtful", "done"),
+    [
+        (("Done area", "Cell"), ("Cell",), "Cell?", "Done area"),
+        (("Cell?", "Cell"), ("Cell?", "Cell"), "", "Done area"),
+        (("Done area",), ("Done area",), "Cell?", ""),
+        (("Done area", "Cell?"), ("Cell?",), "", "Done area"),
+        (("Nucleus", "Debris"), ("Nucleus", "Debris"), "Cell?", "Done area"),
+    ],
+)
+def test_the_first_label_is_always_that_of_cells(labels, expected, doubtful, done):
+    interface = Interface.parse(view(control("PolygonLabels", "p", *labels)), doubtful="Cell?", done="Done area")
+    assert (interface.labels, interface.doubtful, interface.done) == (expected, doubtful, done)
+
+
+@pytest.mark.parametrize(
+    ("labels", "special"),
+    [(("Cell",), {"doubtful": "Cell"}), (("Cell",), {"done": "Cell"}), (("Cell",), {"doubtful": "x", "done": "x"})],
+)
+def test_special_labels_must_differ_from_the_cells_and_each_other(labels, special):
+    with pytest.raises(LabelError, match="give three names"):
+        label_config(labels, **special)
+
+
+def test_special_labels_that_are_named_among_the_classes_are_there_once():
+    xml = label_config(("Cell", "Done area", "Cell?"), doubtful="Cell?", done="Done area")
+    assert xml == label_config(("Cell",), doubtful="Cell?", done="Done area")
 
 
 @pytest.mark.parametrize("labels", [(), ("",), ("Cell", " "), ("Cell", "Cell")])

@@ -97,9 +97,28 @@ class Person:
         tinted: npt.NDArray[np.bool_] = green - np.maximum(blue, red) > TINT
         return tinted
 
+    def colour(self, x: float, y: float) -> tuple[int, int, int]:
+        """Blue, green and red (0..255) of the picture on screen at a place."""
+        shot = self.page.screenshot(clip=self._frame())
+        pixels = cv2.imdecode(np.frombuffer(shot, np.uint8), cv2.IMREAD_COLOR)
+        assert pixels is not None
+        blue, green, red = pixels[int(y / 100 * pixels.shape[0]), int(x / 100 * pixels.shape[1])].tolist()
+        return blue, green, red
+
     def click(self, x: float, y: float) -> None:
         frame = self._frame()
         self.page.mouse.click(frame["x"] + x / 100 * frame["width"], frame["y"] + y / 100 * frame["height"])
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Presses the button at one place, moves to the other in steps, lets go."""
+        frame = self._frame()
+        (x0, y0), (x1, y1) = (
+            (frame["x"] + x / 100 * frame["width"], frame["y"] + y / 100 * frame["height"]) for x, y in (start, end)
+        )
+        self.page.mouse.move(x0, y0)
+        self.page.mouse.down()
+        self.page.mouse.move(x1, y1, steps=8)
+        self.page.mouse.up()
 
     def delete_region(self, x: float, y: float) -> None:
         """Selects the region there by a click and removes it by a key."""

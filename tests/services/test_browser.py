@@ -92,6 +92,7 @@ def test_a_person_labels_the_first_task_of_the_queue(chromium: str, project: Dra
     assert frozen.snapshot.annotation_ids[first.image_id] == [annotation_id]
     sample = next(sample for sample in frozen.snapshot.samples if sample.image.image_id == first.image_id)
     assert len(sample.instances) == len(shown)
+    assert {origin.source for origin in sample.instances.origins} == {"human-accepted"}  # the clicked cell too
     assert len(match(iou_matrix(sample.instances, shown), 0.99)) == len(shown)
     assert len(match(iou_matrix(sample.instances, truth(project, first)), 0.6)) == len(shown)
 
