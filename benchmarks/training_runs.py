@@ -26,7 +26,7 @@ from loop.config import LoopConfig, load_config
 from loop.data.folder import leaking_groups, open_folder, read_sample
 from loop.data.microscope import write_dataset
 from loop.data.store import read_image
-from loop.metrics.instance import evaluate
+from loop.metrics.instance import evaluate, image_ap
 from loop.models.segmenter import Segmenter
 from loop.training.checkpoint import save_checkpoint
 from loop.training.trainer import Trained, train
@@ -151,8 +151,16 @@ def write_draw(path: Path, draw: Draw, seed: int) -> None:
     path.write_text(json.dumps({**parts, "seed": seed}, indent=1), encoding="utf-8")
 
 
-def train_row(row: str, config: LoopConfig, draw: Draw, given: argparse.Namespace, *, choose: bool = True) -> Run:
-    """Trains one configuration from scratch on the draw; keeps the checkpoint in --out.
+def train_row(
+    row: str,
+    config: LoopConfig,
+    draw: Draw,
+    given: argparse.Namespace,
+    *,
+    choose: bool = True,
+    pseudo: Sequence[Sample] = (),
+) -> Run:
+    """Trains one configuration from scratch on the draw, and on pseudo-labelled images; keeps the checkpoint in --out.
 
     With `choose` its thresholds are fitted on the validation images, otherwise they are those of the configuration.
     """
@@ -167,6 +175,7 @@ def train_row(row: str, config: LoopConfig, draw: Draw, given: argparse.Namespac
         config.train,
         instances=config.instances,
         validation=validation,
+        pseudo=pseudo,
         log=_say,
         clock=CLOCKS[given.clock],
     )
@@ -197,6 +206,11 @@ def train_row(row: str, config: LoopConfig, draw: Draw, given: argparse.Namespac
 
 def measure_cells(segmenter: Segmenter, test: Sequence[ImageRef]) -> dict[str, Any]:
     """Every figure of `celloop evaluate` on the test images, and the time that predicting them took."""
+    return measure_images(segmenter, test)[0]
+
+
+def measure_images(segmenter: Segmenter, test: Sequence[ImageRef]) -> tuple[dict[str, Any], list[float]]:
+    """What `measure_cells` gives, and the AP of each test image."""
     pairs, seconds, pixels = [], 0.0, 0
     for ref in test:
         image = read_image(ref.path).pixels
@@ -205,12 +219,13 @@ def measure_cells(segmenter: Segmenter, test: Sequence[ImageRef]) -> dict[str, A
         seconds += time.perf_counter() - start
         pixels += ref.height * ref.width
         pairs.append((cells, read_sample(ref).instances))
-    return {
+    figures = {
         **rounded(evaluate(pairs, modalities=[ref.modality for ref in test])),
         "predict_s": round(seconds, 1),
         "predict_megapixels_per_s": round(pixels / 1e6 / seconds, 3),
         "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
+    return figures, [image_ap(*pair) for pair in pairs]
 
 
 def rounded(figures: Any) -> Any:

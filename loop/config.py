@@ -186,7 +186,7 @@ class PseudoConfig(_Frozen):
     labelled_only: float = Field(0.5, gt=0, le=1, description="budget of the challenger without pseudo-labels, a share")
     labeller_minutes: float = Field(1.0, gt=0, description="training of each further labeller in a round")
     sam: SamConfig = SamConfig()
-    weights: dict[str, str] = Field({}, description="cellpose, stardist, yolo, mask_rcnn: file or name of the weights")
+    weights: dict[str, str] = Field({}, description="of cellpose, stardist, yolo, mask_rcnn, sam2: a file or name")
 
     @model_validator(mode="after")
     def _thresholds_in_order(self) -> "PseudoConfig":

@@ -22,7 +22,7 @@ class Origin(NamedTuple):
     """Where one cell comes from.
 
     `source`: drawn by a person, accepted or edited by one, or made by a model, as a pre-label or to teach. `by` names
-    the model or labeller that it came from, with its version, as "celloop-demo-v3" or "sam:vit_b-01ec64d2"; "" for a
+    the model or labeller that it came from, with its version, as "celloop-demo-v3" or "sam:vit_b-ec2df627"; "" for a
     cell that a person drew.
     """
 

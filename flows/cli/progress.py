@@ -26,6 +26,7 @@ WORDS = {
     "predict": "predicting images",
     "publish": "publishing predictions",
     "annotator": "simulated annotator labels",
+    "megabytes": "downloading (MB)",
 }
 
 

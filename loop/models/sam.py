@@ -27,7 +27,8 @@ from loop.models.runtime import autocast, resolve_device
 from loop.rings import Crop, crop_mask
 from loop.types import FloatArray, UInt8Array
 
-PROMPTS_A_BATCH = {"cpu": 4, "cuda": 64}
+PROMPTS_A_BATCH = {"cpu": 2, "cuda": 64}
+"""More at once cost more time each on a CPU: benchmarks/bench_sam.py."""
 STABILITY_OFFSET = 1.0
 _MASK_PX_AT_ONCE = 1 << 25
 _IMPORT = Lock()

@@ -26,7 +26,7 @@ class Labeller(Protocol):
 
     Attributes:
         name: its key in PSEUDO_LABELLERS.
-        version: which weights, e.g. "celloop-demo-v3" or "sam:vit_b-01ec64d2"; other weights, another version.
+        version: which weights, e.g. "celloop-demo-v3" or "sam:vit_b-ec2df627"; other weights, another version.
         needs_hint: whether it proposes nothing without the champion's cells.
     """
 

@@ -228,7 +228,7 @@ def test_batches_do_not_change_an_answer(sam, monkeypatch):
     embedding = sam.encode(pixels(50, 70))
     points = np.random.default_rng(1).uniform(0, 50, (9, 1, 2))
     whole = sam.decode(embedding, points=points)
-    monkeypatch.setitem(module.PROMPTS_A_BATCH, "cpu", 2)
+    monkeypatch.setitem(module.PROMPTS_A_BATCH, "cpu", 4)
     monkeypatch.setattr(module, "_MASK_PX_AT_ONCE", 1)
     parts = sam.decode(embedding, points=points)
     np.testing.assert_allclose(whole.scores, parts.scores, atol=1e-5)
