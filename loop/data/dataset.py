@@ -26,7 +26,7 @@ ZOOM_TRIES = 24
 class Batch(NamedTuple):
     """Crops to learn from.
 
-    `image` (B, C, S, S) float32 roughly in [0, 1]; `target` (B, K, S, S) float32 in {0, 1}, one map a head; `weight`
+    `image` (B, C, S, S) float32 roughly in [0, 1]; `target` (B, K, S, S) float32 in [0, 1], one map a head; `weight`
     (B, 1, S, S) float32 >= 0, how much each pixel counts; `overlap_map` (B, 1, S, S) float32 in [0, 1], or None where
     none is used; `masks` B arrays (n, S, S) bool, the cells of each crop, and `mask_weights` B arrays (n,) float32,
     >= 0; both empty where a network does not learn from masks. `pseudo` (B,) bool, which crops are of pseudo-labelled

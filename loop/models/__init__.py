@@ -8,11 +8,13 @@ from torch import nn
 from loop.config import ModelConfig
 from loop.errors import ConfigError
 from loop.models.blocks import initialise
+from loop.models.pix2pix import Pix2Pix
 from loop.models.seu_net import SEUNet
 from loop.models.sparse_seu_net import SparseSEUNet
 from loop.models.unet import UNet
 
 SEGMENTERS: dict[str, Callable[[ModelConfig], nn.Module]] = {
+    "pix2pix": Pix2Pix,
     "seu_net": SEUNet,
     "sparse_seu_net": SparseSEUNet,
     "unet": UNet,

@@ -92,7 +92,12 @@ def instances_from_heads(
     maps: FloatArray, heads: Sequence[str], config: InstanceConfig, *, image_id: str = "", model_version: str = ""
 ) -> Instances:
     """The cells of an image from a dense network's maps, by the watershed; `maps` and `heads` as above."""
-    nuclei = maps[list(heads).index("nuclei")] if "nuclei" in heads else None
+    named = dict(zip(heads, maps, strict=True))
     return instances_from_maps(
-        interior_and_border(maps, heads), config, nuclei=nuclei, image_id=image_id, model_version=model_version
+        interior_and_border(maps, heads),
+        config,
+        nuclei=named.get("nuclei"),
+        distance=named.get("distance"),
+        image_id=image_id,
+        model_version=model_version,
     )

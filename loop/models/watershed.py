@@ -20,6 +20,7 @@ def instances_from_maps(
     config: InstanceConfig,
     *,
     nuclei: FloatArray | None = None,
+    distance: FloatArray | None = None,
     image_id: str = "",
     source: Source = "model",
     model_version: str = "",
@@ -33,6 +34,8 @@ def instances_from_maps(
         probs: (2, H, W) float32 in [0, 1], interior (the whole cell) and border.
         config: thresholds.
         nuclei: (H, W) float32 in [0, 1], where nuclei are; None where the model does not say.
+        distance: (H, W) float32 in [0, 1], 1 in the middle of each cell and 0 outside; None likewise. See
+            `smoothed_energy`.
         image_id: goes into the instances.
         source: goes into the instances.
         model_version: goes into the instances.
@@ -45,7 +48,7 @@ def instances_from_maps(
         ShapeError: `probs` is not (2, H, W).
         NonFiniteError: a probability is NaN or infinite; the text names the image.
     """
-    labels, scores = segment(probs, config, nuclei=nuclei, image_id=image_id)
+    labels, scores = segment(probs, config, nuclei=nuclei, distance=distance, image_id=image_id)
     kept = np.flatnonzero(scores >= config.min_score)
     table = np.zeros(len(scores) + 1, np.int32)
     table[kept + 1] = np.arange(1, len(kept) + 1)
@@ -55,7 +58,12 @@ def instances_from_maps(
 
 
 def segment(
-    probs: FloatArray, config: InstanceConfig, *, nuclei: FloatArray | None = None, image_id: str = ""
+    probs: FloatArray,
+    config: InstanceConfig,
+    *,
+    nuclei: FloatArray | None = None,
+    distance: FloatArray | None = None,
+    image_id: str = "",
 ) -> tuple[IntArray, FloatArray]:
     """The label image of all cells of at least `min_area` px, whatever their score, and their scores.
 
@@ -66,13 +74,14 @@ def segment(
         ShapeError, NonFiniteError: as `instances_from_maps`.
     """
     check_maps(probs, image_id)
+    for name, found in (("nuclei", nuclei), ("distances", distance)):
+        if found is not None and not np.isfinite(found).all():
+            raise NonFiniteError(f"the {name} of image {image_id!r} hold NaN or infinity; train the model again")
     interior = probs[0]
-    energy = smoothed_energy(probs, config)
+    energy = smoothed_energy(probs, config, distance)
     mask = interior > config.foreground
     seeds = _seeds(energy, mask, config)
     if nuclei is not None:
-        if not np.isfinite(nuclei).all():
-            raise NonFiniteError(f"the nuclei of image {image_id!r} hold NaN or infinity; train the model again")
         seeds = _nuclear_seeds(nuclei, mask, seeds, config)
     labels = watershed(-energy, seeds, mask=mask).astype(np.int32)
     labels = fill_holes(labels)
@@ -86,9 +95,16 @@ def segment(
     return labels, np.clip(sums / areas[kept], 0, 1).astype(np.float32)
 
 
-def smoothed_energy(probs: FloatArray, config: InstanceConfig) -> FloatArray:
-    """Interior minus border, lightly smoothed: (H, W) float32 in [-1, 1], high in the middle of cells."""
+def smoothed_energy(probs: FloatArray, config: InstanceConfig, distance: FloatArray | None = None) -> FloatArray:
+    """Interior minus border, lightly smoothed: (H, W) float32 in [-1, 1], high in the middle of cells.
+
+    Where a distance map is there, the mean of both. On 14 validation images of DSB2018 and a pix2pix of 500 steps that
+    gave AP 0.307, interior minus border alone 0.272, the distance alone 0.282, their product 0.277, each with the best
+    of four `seed` and two `split`.
+    """
     energy = np.ascontiguousarray(probs[0] - probs[1], dtype=np.float32)
+    if distance is not None:
+        energy = np.ascontiguousarray((energy + distance) / 2, dtype=np.float32)
     if config.smooth_px > 0:
         energy = cv2.GaussianBlur(energy, (0, 0), config.smooth_px)
     return energy

@@ -79,13 +79,7 @@ def criterion(output: Tensor | SparseOutput, truth: Taught, heads: tuple[str, ..
 
 def head_loss(logits: Tensor, truth: Taught, heads: tuple[str, ...], config: TrainConfig) -> Tensor:
     """The weighted sum of the losses of dense heads, () with a gradient; arguments as for `criterion`."""
-    weights = {
-        "interior": config.interior_weight,
-        "nuclei": config.nuclei_weight,
-        "border": config.border_weight,
-        "background": config.background_weight,
-        "overlap": config.overlap_weight,
-    }
+    weights = head_weights(config)
     total = torch.zeros((), device=logits.device)
     for channel, name in enumerate(heads):
         head, target, counts = logits[:, channel], truth.target[:, channel], truth.weight[:, 0]
@@ -101,7 +95,19 @@ def head_loss(logits: Tensor, truth: Taught, heads: tuple[str, ...], config: Tra
             )
         else:
             loss = weighted_bce(head, target, counts)
-            if config.dice:
+            if config.dice and name != "distance":  # Dice is smallest at 0 and 1, not at the distance in between
                 loss = loss + soft_dice(head, target, counts)
         total = total + weights[name] * loss
     return total
+
+
+def head_weights(config: TrainConfig) -> dict[str, float]:
+    """How much each head counts in a summed loss."""
+    return {
+        "interior": config.interior_weight,
+        "nuclei": config.nuclei_weight,
+        "border": config.border_weight,
+        "background": config.background_weight,
+        "overlap": config.overlap_weight,
+        "distance": config.distance_weight,
+    }

@@ -18,6 +18,7 @@ from loop.config import InstanceConfig, ModelConfig, TrainConfig
 from loop.data.dataset import Batch, CropStream
 from loop.errors import CheckpointError, NonFiniteError
 from loop.models.runtime import resolve_device
+from loop.training.adversarial import AdversarialLearner
 from loop.training.budget import Budget, Clock
 from loop.training.distributed import Group, process_group
 from loop.training.learner import Learner
@@ -142,7 +143,7 @@ def train(
 
 def learner_for(model: ModelConfig) -> type[Learner]:
     """How a network learns: against a discriminator (pix2pix), or by its loss alone."""
-    return Learner
+    return AdversarialLearner if model.name == "pix2pix" else Learner
 
 
 def learning_rate(step: int, progress: float, config: TrainConfig) -> float:

@@ -15,6 +15,8 @@ from loop.training.criterion import criterion, lesson_of, taught
 
 BUILDS = {
     "unet": {},
+    "unet distance": {"heads": ("interior", "border", "distance")},
+    "pix2pix": {"heads": ("interior", "border", "distance")},
     "seu_net": {},
     "seu_net decoupled": {"heads": ("interior", "border", "background"), "decoders": "decoupled"},
     "sparse_seu_net": {"levels": "multi"},
@@ -94,6 +96,7 @@ def test_the_loss_is_finite_and_its_gradient_too_also_without_cells(name, cells)
 @ALL
 def test_one_image_gives_the_same_alone_and_in_a_batch(name):
     net, _ = build(name)
+    net.eval()
     x = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         for together, alone in zip(tensors(net(x)), tensors(net(x[1:2])), strict=True):

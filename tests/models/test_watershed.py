@@ -6,9 +6,11 @@ from loop.config import InstanceConfig
 from loop.data.synthetic import draw_cells
 from loop.data.targets import targets
 from loop.errors import NonFiniteError, ShapeError
+from loop.masks import from_label_image as instances_from_label_image
 from loop.masks import to_dense, to_layers
 from loop.metrics.matching import iou_matrix
-from loop.models.watershed import fill_holes, instances_from_maps
+from loop.models.dense import instances_from_heads
+from loop.models.watershed import fill_holes, instances_from_maps, smoothed_energy
 
 CONFIG = InstanceConfig(min_area=5)
 
@@ -161,3 +163,42 @@ def test_a_cell_without_a_nucleus_is_kept_and_a_speck_is_no_nucleus():
     nuclei[10, 44] = 0.9
     found = instances_from_maps(probs, InstanceConfig(min_area=20), nuclei=nuclei)
     assert sorted(int(mask.sum()) for mask in found.masks) == [100, 100]
+
+
+def test_a_distance_map_parts_what_interior_and_border_do_not():
+    """Two cells in one blob of even interior without a border, which the distances alone tell apart."""
+    probs = maps()
+    probs[0, 10:30, 10:50] = 0.9
+    config = CONFIG.model_copy(update={"seed": 0.55})
+    assert len(instances_from_maps(probs, config)) == 1
+    labels = np.zeros((1, 40, 60), np.uint16)
+    labels[0, 10:30, 10:30], labels[0, 10:30, 30:50] = 1, 2
+    distance = targets(labels, ("distance",))[0]
+    found = instances_from_maps(probs, config, distance=distance)
+    iou = iou_matrix(found, instances_from_label_image(labels[0]))
+    assert len(found) == 2
+    assert iou.max(axis=0).min() > 0.9
+
+
+@pytest.mark.parametrize("touching", [False, True])
+def test_perfect_maps_with_distances_give_the_cells_back(touching):
+    _, cells = draw_cells(np.random.default_rng(1), (96, 96), 5, touching)
+    heads = ("interior", "border", "distance")
+    found = instances_from_heads(targets(to_layers(cells), heads), heads, InstanceConfig(min_area=8))
+    assert len(found) == len(cells)
+    assert iou_matrix(found, cells).max(axis=0).min() > 0.8
+
+
+def test_energy_by_hand():
+    probs = maps((1, 2))
+    probs[0], probs[1] = [[0.9, 0.6]], [[0.1, 0.2]]
+    config = InstanceConfig(smooth_px=0)
+    distance = np.array([[0.4, 1.0]], np.float32)
+    np.testing.assert_allclose(smoothed_energy(probs, config), [[0.8, 0.4]], rtol=1e-6)
+    np.testing.assert_allclose(smoothed_energy(probs, config, distance), [[0.6, 0.7]], rtol=1e-6)
+
+
+def test_distances_that_are_no_numbers_are_refused():
+    distance = np.full((40, 60), np.nan, np.float32)
+    with pytest.raises(NonFiniteError, match="distances of image 'a'"):
+        instances_from_maps(maps(), CONFIG, distance=distance, image_id="a")

@@ -106,3 +106,16 @@ def test_a_batch_becomes_tensors():
     assert truth.overlap_map is None
     assert (truth.target.shape, truth.masks[0].shape, truth.masks[0].dtype) == ((1, 2, 4, 4), (3, 4, 4), torch.bool)
     assert truth.mask_weights[0].tolist() == [1, 1, 1]
+
+
+def test_the_distance_is_taught_by_its_soft_cross_entropy_alone():
+    truth = lesson(("interior", "distance"))
+    truth = truth._replace(target=torch.rand(truth.target.shape, generator=torch.Generator().manual_seed(2)))
+    logits = logits_of(truth)
+    parts = [functional.binary_cross_entropy_with_logits(logits[:, k], truth.target[:, k]) for k in range(2)]
+    config = TrainConfig(dice=False, distance_weight=3)
+    found = float(criterion(logits, truth, ("interior", "distance"), config))
+    assert found == pytest.approx(float(parts[0] + 3 * parts[1]), rel=1e-5)
+    with_dice = float(criterion(logits, truth, ("interior", "distance"), TrainConfig(distance_weight=3)))
+    interior = float(criterion(logits[:, :1], truth._replace(target=truth.target[:, :1]), ("interior",), TrainConfig()))
+    assert with_dice == pytest.approx(interior + 3 * float(parts[1]), rel=1e-5)
