@@ -25,7 +25,11 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "dsb2018-mini"
 
 @dataclass(frozen=True)
 class DemoRound:
-    """One line of the demo's table: what had been labelled and how the model did on the hold-out."""
+    """One line of the demo's table: what had been labelled, how the model did on the hold-out, and its pseudo-labels.
+
+    `mixed_ap` and `labelled_ap` are those of the challengers with and without pseudo-labels, None where there was one;
+    `pseudo_cells` of `pseudo_images` unlabelled images taught, `pseudo` says why or why not.
+    """
 
     round: int
     images_labelled: int
@@ -36,6 +40,11 @@ class DemoRound:
     champion_ap: float | None
     decision: str
     reason: str
+    mixed_ap: float | None = None
+    labelled_ap: float | None = None
+    pseudo_images: int = 0
+    pseudo_cells: int = 0
+    pseudo: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,7 @@ def demo_rounds(rounds: Sequence[RoundRow], annotations: Sequence[AnnotationRow]
                 newest[annotation.image_id] = annotation
         if row.status != "done" or not newest:
             continue
-        metrics = row.metrics
+        metrics, pseudo = row.metrics, row.pseudo
         lines.append(
             DemoRound(
                 row.number,
@@ -112,6 +121,11 @@ def demo_rounds(rounds: Sequence[RoundRow], annotations: Sequence[AnnotationRow]
                 float(metrics["champion_ap"]) if "champion_ap" in metrics else None,
                 row.decision,
                 row.reason,
+                float(metrics["mixed_ap"]) if "mixed_ap" in metrics else None,
+                float(metrics["labelled_ap"]) if "labelled_ap" in metrics else None,
+                int(pseudo.get("images", 0)),
+                int(pseudo.get("cells", 0)),
+                str(pseudo.get("reason", "")),
             )
         )
     return tuple(lines)

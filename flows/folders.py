@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flows.finders import labeller_finder, model_finder
 from flows.telling import Tell
 from loop.config import LoopConfig
 from loop.data import store
@@ -21,8 +22,7 @@ from loop.labelstudio.results import to_results
 from loop.masks import from_layers, to_coco_rle, to_label_image, to_layers
 from loop.metrics.errors import error_analysis
 from loop.metrics.instance import evaluate
-from loop.models.segmenter import Segmenter
-from loop.training.checkpoint import load_checkpoint, save_checkpoint
+from loop.training.checkpoint import save_checkpoint
 from loop.training.distributed import is_first_process
 from loop.training.trainer import Trained, train
 from loop.types import ImageRef, Instances, Sample
@@ -143,48 +143,55 @@ def _store(out: Path, config: LoopConfig, trained: Trained) -> None:
 
 
 def predict_folder(
-    model: Path,
+    model: Path | None,
     images: Path,
     out: Path,
     formats: Sequence[str],
     *,
     tta: int | None = None,
     device: str = "auto",
+    labellers: Sequence[str] = (),
+    config: LoopConfig | None = None,
     tell: Tell | None = None,
 ) -> FolderReport:
-    """Masks of a checkpoint for every image of a folder, in the formats asked for.
+    """Masks of a checkpoint, or of labellers, for every image of a folder, in the formats asked for.
 
     `labels`: OUT/labels/STEM.png (16-bit) and STEM.scores.json; overlapping cells: the higher score keeps the pixel.
     `layers`: OUT/layers/STEM.tif (16-bit, as many pages as keep overlapping cells whole) and STEM.scores.json.
     `coco`: OUT/coco.json with RLE masks. `labelstudio`: OUT/labelstudio.json, tasks with predictions to import.
 
     Args:
-        model: a checkpoint directory.
+        model: a checkpoint directory; None where no labeller needs one.
         images: the folder.
         out: made if missing.
         formats: some of the above.
         tta: how many of the eight flips and quarter turns of an image are looked at; None = as the model was stored.
         device: "auto", "cpu" or "cuda".
+        labellers: who proposes the masks in place of the model alone, see `flows.finders.labeller_finder`.
+        config: settings of the labellers.
         tell: called as tell("predict", done, total).
 
     Raises:
-        InputError: a format or a number of turns is unknown, or the folder has no image.
+        InputError: a format or a number of turns is unknown, the folder has no image, or a model is missing.
     """
     if tta not in (None, 1, 2, 4, 8):
         raise InputError(f"--tta {tta}; choose 1, 2, 4 or 8 flips and turns")
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown:
         raise InputError(f"unknown format {', '.join(unknown)}; choose from {', '.join(FORMATS)}")
-    checkpoint = load_checkpoint(model, device=device)
-    instances = checkpoint.instance_config.model_copy(update={} if tta is None else {"tta": tta})
-    segmenter = Segmenter(checkpoint.net, checkpoint.model_config, instances, device=device, model_version=model.name)
+    if labellers:
+        find = labeller_finder(labellers, config or LoopConfig(), model=model, device=device)
+    elif model is not None:
+        find = model_finder(model, device=device, tta=tta)
+    else:
+        raise InputError("nothing to predict with; give the folder of a model, or a labeller that needs none")
     folder = open_folder(images, labels=False)
     out.mkdir(parents=True, exist_ok=True)
     found: list[tuple[ImageRef, Instances]] = []
     problems = list(_problems(folder.problems))
     for done, ref in enumerate(folder.images, start=1):
         try:
-            cells = segmenter.predict(read_image(ref.path).pixels, image_id=ref.image_id).instances
+            cells = find(read_image(ref.path).pixels, ref.image_id)
         except ImageError as error:
             problems.append(f"{ref.path.name}: {error}")
             continue

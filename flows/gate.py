@@ -1,17 +1,18 @@
-"""Step 4: challenger against champion on the hold-out; promote, or refuse with a written reason."""
+"""Step 4: challengers against champion on the hold-out; promote, or refuse with a written reason."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flows.context import LoopContext
 from flows.predict import predict_images
 from loop.adapters.mlflow_registry import ModelVersion
+from loop.config import GateConfig
 from loop.metrics.instance import evaluate, image_ap
-from loop.metrics.paired import paired_bootstrap
+from loop.metrics.paired import Interval, paired_bootstrap
 from loop.types import Instances, Sample
 
 logger = logging.getLogger(__name__)
@@ -26,30 +27,83 @@ class Decision:
     metrics: dict[str, Any] = field(default_factory=dict)
 
 
-def gate(context: LoopContext, version: ModelVersion, holdout: Sequence[Sample]) -> Decision:
-    """Lets `version` replace the champion only if it is better on the hold-out.
+def gate(
+    context: LoopContext, version: ModelVersion, holdout: Sequence[Sample], mixed: ModelVersion | None = None
+) -> Decision:
+    """Lets the round's challenger replace the champion only if it is better on the hold-out.
 
     Better: the lower end of the paired bootstrap interval of the mean difference in per-image AP lies above
-    `gate.margin`. The numbers and the sentence are kept in the model version's tags. Asked again for the same
-    version on the same hold-out, it decides the same. A model that a person rolled back does not come back.
+    `gate.margin`. Where there is a `mixed` challenger too, the one of the higher AP on the hold-out meets the champion,
+    at equal AP the one without pseudo-labels. The numbers and the sentence are kept in the model version's tags. Asked
+    again for the same versions on the same hold-out, it decides the same. A model that a person rolled back does not
+    come back.
+
+    Args:
+        context: the project.
+        version: the challenger that people's labels alone have taught.
+        holdout: the images to measure on.
+        mixed: the challenger that pseudo-labels have taught too.
     """
     champion = context.registry.champion()
-    if champion is not None and champion.version == version.version:
+    versions = [version] if mixed is None else [version, mixed]
+    if champion is not None and champion.version in {candidate.version for candidate in versions}:
         return _decided(champion)
-    if champion is not None and version.decision == "rolled back":
-        reason = (
-            f"{version.label} was rolled back ({version.reason}); {champion.label} stays until there are new labels"
-        )
-        return Decision("refused", reason, version.metrics)
-    context.registry.set_challenger(version)
-    decision = _decide(context, version, champion, holdout)
+    back = next((candidate for candidate in versions if candidate.decision == "rolled back"), None)
+    if champion is not None and back is not None:
+        reason = f"{back.label} was rolled back ({back.reason}); {champion.label} stays until there are new labels"
+        return Decision("refused", reason, back.metrics)
+    chosen, comparison = version, _Comparison({}, "")
+    if mixed is not None:
+        chosen, comparison = _better(context, version, mixed, holdout)
+    context.registry.set_challenger(chosen)
+    decision = _decide(context, chosen, champion, holdout, comparison)
     flat = {key: value for key, value in decision.metrics.items() if isinstance(value, int | float)}
+    for loser in versions:
+        if loser.version != chosen.version:
+            context.registry.refuse(loser, f"{chosen.label} met the champion: {comparison.sentence}", flat)
     if decision.outcome == "refused":
-        context.registry.refuse(version, decision.reason, flat)
+        context.registry.refuse(chosen, decision.reason, flat)
     else:
-        context.registry.promote(version, decision.reason, flat)
+        context.registry.promote(chosen, decision.reason, flat)
     logger.info("gate of %s: %s (%s)", context.project_name, decision.outcome, decision.reason)
     return decision
+
+
+class _Comparison(NamedTuple):
+    """What pseudo-labels changed on the hold-out: the figures, and a sentence; empty where there were none."""
+
+    metrics: dict[str, float]
+    sentence: str
+
+
+def _better(
+    context: LoopContext, labelled: ModelVersion, mixed: ModelVersion, holdout: Sequence[Sample]
+) -> tuple[ModelVersion, _Comparison]:
+    """The challenger of the higher AP on the images that both could predict, and how they compare."""
+    settings = context.config.gate
+    alone, both = _predicted(context, labelled, holdout), _predicted(context, mixed, holdout)
+    measured = [s for s in holdout if s.image.image_id in alone and s.image.image_id in both]
+    labelled_ap, mixed_ap = (float(_metrics(found, measured)["ap"]) for found in (alone, both))
+    metrics = {"labelled_ap": labelled_ap, "mixed_ap": mixed_ap}
+    words = "helped" if mixed_ap > labelled_ap else "did not help"
+    sentence = f"pseudo-labels {words}: AP {mixed_ap:.3f} with them, {labelled_ap:.3f} without"
+    if measured:
+        interval = _interval(both, alone, measured, settings)
+        metrics |= {"pseudo_gain": interval.mean, "pseudo_low": interval.low, "pseudo_high": interval.high}
+        sentence += (
+            f", mean gain per image {interval.mean:+.3f}, {settings.confidence:.0%} interval "
+            f"{interval.low:+.3f} to {interval.high:+.3f}"
+        )
+    return mixed if mixed_ap > labelled_ap else labelled, _Comparison(metrics, sentence)
+
+
+def _interval(
+    one: Mapping[str, Instances], other: Mapping[str, Instances], measured: Sequence[Sample], settings: GateConfig
+) -> Interval:
+    """The mean difference in per-image AP of two models' cells, with its bootstrap interval."""
+    scores = [np.asarray([image_ap(found[s.image.image_id], s.instances) for s in measured]) for found in (one, other)]
+    rng = np.random.default_rng(0)
+    return paired_bootstrap(*scores, confidence=settings.confidence, resamples=settings.resamples, rng=rng)
 
 
 def _decided(champion: ModelVersion) -> Decision:
@@ -60,32 +114,31 @@ def _decided(champion: ModelVersion) -> Decision:
 
 
 def _decide(
-    context: LoopContext, version: ModelVersion, champion: ModelVersion | None, holdout: Sequence[Sample]
+    context: LoopContext,
+    version: ModelVersion,
+    champion: ModelVersion | None,
+    holdout: Sequence[Sample],
+    comparison: _Comparison,
 ) -> Decision:
     """Both models measured on the hold-out images that both could predict."""
     predicted = _predicted(context, version, holdout)
+    aside = f"; {comparison.sentence}" if comparison.sentence else ""
     if champion is None:
         measured = [s for s in holdout if s.image.image_id in predicted]
-        metrics = _metrics(predicted, measured)
-        return Decision("first", f"{version.label} is the first model of the project", metrics)
+        metrics = _metrics(predicted, measured) | comparison.metrics
+        return Decision("first", f"{version.label} is the first model of the project{aside}", metrics)
     before = _predicted(context, champion, holdout)
     measured = [s for s in holdout if s.image.image_id in predicted and s.image.image_id in before]
-    metrics = _metrics(predicted, measured)
+    metrics = _metrics(predicted, measured) | comparison.metrics
     settings = context.config.gate
     if len(measured) < settings.min_images:
         reason = (
             f"the hold-out has {len(measured)} labelled images, fewer than {settings.min_images}: "
-            f"nothing can be said; {champion.label} stays"
+            f"nothing can be said; {champion.label} stays{aside}"
         )
         return Decision("refused", reason, metrics)
     champion_ap = _metrics(before, measured)["ap"]
-    interval = paired_bootstrap(
-        np.asarray([image_ap(predicted[s.image.image_id], s.instances) for s in measured]),
-        np.asarray([image_ap(before[s.image.image_id], s.instances) for s in measured]),
-        confidence=settings.confidence,
-        resamples=settings.resamples,
-        rng=np.random.default_rng(0),
-    )
+    interval = _interval(predicted, before, measured, settings)
     metrics |= {"champion_ap": champion_ap, "gain": interval.mean, "low": interval.low, "high": interval.high}
     sentence = (
         f"AP on {len(measured)} hold-out images {metrics['ap']:.3f} against {champion_ap:.3f} of {champion.label}; "
@@ -93,9 +146,9 @@ def _decide(
         f"{interval.low:+.3f} to {interval.high:+.3f}, needed above {settings.margin:+.3f}"
     )
     if interval.low > settings.margin:
-        return Decision("promoted", f"{version.label} is better: {sentence}", metrics)
+        return Decision("promoted", f"{version.label} is better: {sentence}{aside}", metrics)
     return Decision(
-        "refused", f"{version.label} is not shown to be better: {sentence}; {champion.label} stays", metrics
+        "refused", f"{version.label} is not shown to be better: {sentence}; {champion.label} stays{aside}", metrics
     )
 
 

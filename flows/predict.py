@@ -74,7 +74,7 @@ def _predict_one(store: PredictionStore, segmenter: Segmenter, image: ImageRef) 
 
 
 def forget_old(context: LoopContext, keep: Collection[str]) -> list[str]:
-    """Deletes the stored predictions of this project's model versions that are not in `keep`.
+    """Deletes the stored predictions of this project's model versions, of all its kinds, that are not in `keep`.
 
     They can be made again from the registered models. A folder that cannot be deleted is named in the log.
 
@@ -85,7 +85,7 @@ def forget_old(context: LoopContext, keep: Collection[str]) -> list[str]:
     Returns:
         The labels whose predictions were deleted, sorted.
     """
-    ours = re.compile(rf"{re.escape(registry_name(context.project_name))}-v\d+")
+    ours = re.compile(rf"{re.escape(registry_name(context.project_name))}(\.\w+)?-v\d+")
     root = context.workspace.predictions_dir
     forgotten = []
     for directory in sorted(root.iterdir()) if root.is_dir() else []:

@@ -63,6 +63,9 @@ def write_report(context: LoopContext) -> Path:
         advice=_advice(context, images, rounds),
         queue=_queue(images),
         curve=_curve(trained) if trained else "",
+        pseudo=[row for row in rounds if row.pseudo],
+        standing=_standing(rounds),
+        reliability=_reliability(rounds),
         worst=_worst(context, champion.label, images, annotations) if champion else [],
         urls=context.endpoints,
     )
@@ -127,9 +130,46 @@ def _curve(rounds: Sequence[RoundRow]) -> str:
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+    return _svg(figure)
+
+
+def _svg(figure: Figure) -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def _standing(rounds: Sequence[RoundRow]) -> dict[str, dict[str, Any]]:
+    """What the last round that learnt says of each labeller: its audit, how far it is believed, what it skipped."""
+    last = next((row.pseudo for row in reversed(rounds) if row.pseudo.get("audits")), {})
+    told: dict[str, dict[str, Any]] = {}
+    for name, audited in last.get("audits", {}).items():
+        at_work = last["labellers"].get(name, {})
+        reason = last["missing"].get(name) or audited["reason"]
+        skipped = at_work.get("skipped", [])
+        told[name] = {**audited, "reason": reason, "version": at_work.get("version", ""), "skipped": skipped}
+    return told
+
+
+def _reliability(rounds: Sequence[RoundRow]) -> str:
+    """What was said against what was so, for the confidence of the last round that calibrated one, as SVG text."""
+    rows = next((row.pseudo["reliability"] for row in reversed(rounds) if row.pseudo.get("reliability")), None)
+    if not rows:
+        return ""
+    figure = Figure(figsize=(4.2, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], "--", color="0.6", label="as it should be")
+    axes.plot([row[0] for row in rows], [row[1] for row in rows], "o-", label="as it is")
+    for said, so, cells in rows:
+        axes.annotate(f"{cells:.0f}", (said, so), textcoords="offset points", xytext=(4, -11), fontsize=8)
+    axes.set_xlabel("confidence said")
+    axes.set_ylabel("share that a person drew too")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _svg(figure)
 
 
 def _worst(

@@ -1,23 +1,26 @@
-"""Step 3: a challenger from a snapshot, once: the same snapshot, settings and seed find the model that is there."""
+"""Step 3: challengers from snapshots, once: the same snapshot, settings and seed find the model that is there.
+
+A round trains a challenger on people's labels alone and, where there are pseudo-labels, a mixed one on both. A further
+kind of network that only proposes pseudo-labels is trained the same way, into a registered model of its own.
+"""
 
 import hashlib
 import json
 import logging
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 from prefect import flow
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun
-from prefect.exceptions import ObjectNotFound
-from prefect.states import Scheduled
 
-from flows.context import LoopContext, open_context
+from flows.audit import figures
+from flows.context import LoopContext, open_context, registry_name
 from flows.local.workspace import Workspace
 from flows.overlay import overlay
+from flows.training_pool import run_on_pool
 from loop.adapters.mlflow_registry import ModelVersion, Run
 from loop.config import LoopConfig
 from loop.data.snapshot import load_snapshot
@@ -33,49 +36,157 @@ logger = logging.getLogger(__name__)
 
 Log = Callable[[int, dict[str, float]], None]
 
-POLL_S = 2.0
-REMIND_S = 30.0
-NO_WORKER_S = 3600.0
 OVERTIME_S = 3600.0
 """How long a training may take beyond its budget: loading, storing, and an optimiser step that is under way."""
 
+PIX2PIX_HEADS, PIX2PIX_RATE = ("interior", "border", "distance"), 2e-4
+"""As in configs/model/pix2pix.yaml."""
 
-def recipe_id(config: LoopConfig) -> str:
+
+@dataclass(frozen=True)
+class Lesson:
+    """Which of a round's models is trained.
+
+    Attributes:
+        teaching: "labelled": from people's labels alone; "mixed": from the pseudo-labels of the snapshot too.
+        share: of the project's training budget, in (0, 1].
+        kind: a further network that only proposes pseudo-labels, a key of SEGMENTERS; "" = the project's own.
+    """
+
+    teaching: Literal["labelled", "mixed"] = "labelled"
+    share: float = 1.0
+    kind: str = ""
+
+
+PLAIN = Lesson()
+
+
+def recipe_id(config: LoopConfig, lesson: Lesson = PLAIN) -> str:
     """Hash of everything besides the data that decides what a training gives (16 hex digits)."""
-    parts = {
+    parts: dict[str, Any] = {
         "model": config.model.model_dump(mode="json"),
-        "train": config.train.model_dump(mode="json"),
+        "train": shortened(config, lesson.share).train.model_dump(mode="json"),
         "instances": config.instances.model_dump(mode="json"),
         "validation": config.retrain.validation,
     }
+    if lesson.teaching == "mixed":
+        parts["pseudo"] = config.pseudo.model_dump(mode="json")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def challenger(context: LoopContext, snapshot_id: str, log: Log | None = None) -> ModelVersion:
+def shortened(config: LoopConfig, share: float) -> LoopConfig:
+    """The settings with `share` of the training budget: of the minutes, and of the steps where they are the budget."""
+    if share == 1:
+        return config
+    steps = config.train.max_steps
+    budget = {
+        "minutes": config.train.minutes * share,
+        "max_steps": None if steps is None else max(1, round(steps * share)),
+    }
+    return config.model_copy(update={"train": config.train.model_copy(update=budget)})
+
+
+def context_of_kind(context: LoopContext, kind: str) -> LoopContext:
+    """The project with another network: its own registered model, and `pseudo.labeller_minutes` of training.
+
+    Its model is celloop-PROJECT.KIND; the dot keeps it apart from a project that is called PROJECT-KIND. Runs stand in
+    the project's experiment.
+    """
+    config = context.config
+    minutes, steps = config.pseudo.labeller_minutes, config.train.max_steps
+    budget: dict[str, float | None] = {
+        "minutes": minutes,
+        "max_steps": None if steps is None else max(1, round(steps * minutes / config.train.minutes)),
+    }
+    model = config.model.model_copy(update={"name": kind})
+    if kind == "pix2pix":
+        model = model.model_copy(update={"heads": PIX2PIX_HEADS})
+        budget["learning_rate"] = PIX2PIX_RATE
+    return replace(
+        context,
+        config=config.model_copy(update={"model": model, "train": config.train.model_copy(update=budget)}),
+        registry=context.registry.of_model(f"{registry_name(context.project_name)}.{kind}"),
+    )
+
+
+def challenger(context: LoopContext, snapshot_id: str, log: Log | None = None, lesson: Lesson = PLAIN) -> ModelVersion:
     """The registered model for a snapshot: the one that exists, or one trained now, here or by a pool's worker."""
-    tags = {"snapshot_id": snapshot_id, "recipe_id": recipe_id(context.config)}
-    found = context.registry.find_version(tags)
+    place = context_of_kind(context, lesson.kind) if lesson.kind else context
+    tags = {"snapshot_id": snapshot_id, "recipe_id": recipe_id(place.config, lesson)}
+    found = place.registry.find_version(tags)
     if found is not None:
         logger.info("model %s was trained from snapshot %s already", found.label, snapshot_id)
         return found
-    if context.config.retrain.pool is None:
-        return train_and_register(context, snapshot_id, log)
-    return _train_on_pool(context, snapshot_id, tags)
+    if place.config.retrain.pool is None:
+        return train_and_register(context, snapshot_id, log, lesson)
+    return _train_on_pool(place, snapshot_id, tags, lesson)
 
 
-def train_and_register(context: LoopContext, snapshot_id: str, log: Log | None = None) -> ModelVersion:
+def train_and_register(
+    context: LoopContext, snapshot_id: str, log: Log | None = None, lesson: Lesson = PLAIN
+) -> ModelVersion:
     """Trains on a snapshot's teaching images, keeps curves and pictures in MLflow and registers the weights.
 
-    An image that changed or vanished since the snapshot was made is named in the log and left out.
+    An image that changed or vanished since the snapshot was made is named in the log and left out. The mixed model's
+    run also holds the audits of the labellers that taught it.
 
     Raises:
         StateError: the snapshot has no image to learn from.
         ImageError: every image to learn from changed or vanished.
     """
-    config = context.config
+    if lesson.kind:
+        context = context_of_kind(context, lesson.kind)
+    config = shortened(context.config, lesson.share)
+    material = _material(context, snapshot_id, lesson)
+    tags = {
+        "snapshot_id": snapshot_id,
+        "recipe_id": recipe_id(context.config, lesson),
+        "project": context.project_name,
+        "teaching": lesson.teaching,
+        "validation": str(config.retrain.validation),
+    }
+    lineage = _lineage(lesson)
+    state = _state_dir(context, f"{lineage}{snapshot_id}-{tags['recipe_id']}", lineage)
+    more: dict[str, Any] = {"pseudo": material.pseudo} if material.pseudo else {}
+    params = _params(config, material)
+    with context.registry.start_run(f"train-{lineage}{snapshot_id[:8]}", params=params, tags=tags) as run:
+        if lesson.teaching == "mixed":
+            run.log(0, figures(context))
+
+        def trained_from(state: Path) -> Trained:
+            return train(
+                material.taught,
+                config.model,
+                config.train,
+                instances=config.instances,
+                validation=material.kept_back,
+                state_dir=state,
+                log=_both(run.log, log),
+                **more,
+            )
+
+        trained = _resumed(state, trained_from)
+        version = _register(context, run, trained, tags)
+        if state.exists():
+            shutil.rmtree(state)
+        _examples(run, trained, config, material.holdout or (*material.taught, *material.kept_back))
+    logger.info("trained %s: %d steps in %.0f s", version.label, trained.steps, trained.seconds)
+    return version
+
+
+class _Material(NamedTuple):
+    """What a training works with; `n_left_out` images to learn from have changed or vanished."""
+
+    taught: list[Sample]
+    kept_back: list[Sample]
+    pseudo: list[Sample]
+    holdout: tuple[Sample, ...]
+    n_left_out: int
+
+
+def _material(context: LoopContext, snapshot_id: str, lesson: Lesson) -> _Material:
     snapshot = load_snapshot(context.workspace.snapshots_dir, snapshot_id)
     teaching = snapshot.split("train")
-    holdout = snapshot.split("holdout")
     if not teaching:
         raise StateError(f"snapshot {snapshot_id} has no image to learn from; label some that are not hold-out first")
     intact = [sample for sample in teaching if _is_intact(sample, snapshot_id)]
@@ -84,46 +195,39 @@ def train_and_register(context: LoopContext, snapshot_id: str, log: Log | None =
             f"all {len(teaching)} images to learn from in snapshot {snapshot_id} have changed or vanished, first "
             f"{teaching[0].image.path}; restore the files, or run `celloop init` with the folder where they are now"
         )
-    tags = {"snapshot_id": snapshot_id, "recipe_id": recipe_id(config), "project": context.project_name}
-    taught, kept_back = keep_back(intact, config.retrain.validation)
-    params = {
+    taught, kept_back = keep_back(intact, context.config.retrain.validation)
+    guessed = snapshot.split("pseudo") if lesson.teaching == "mixed" else ()
+    pseudo = [sample for sample in guessed if _is_intact(sample, snapshot_id)]
+    return _Material(taught, kept_back, pseudo, snapshot.split("holdout"), len(teaching) - len(intact))
+
+
+def _params(config: LoopConfig, material: _Material) -> dict[str, Any]:
+    return {
         **{f"model.{k}": v for k, v in config.model.model_dump(mode="json").items()},
         **{f"train.{k}": v for k, v in config.train.model_dump(mode="json").items()},
-        "images_train": len(taught),
-        "images_validation": len(kept_back),
-        "images_left_out": len(teaching) - len(intact),
-        "cells_train": sum(len(s.instances) for s in taught),
-        "images_holdout": len(holdout),
+        "images_train": len(material.taught),
+        "images_validation": len(material.kept_back),
+        "images_left_out": material.n_left_out,
+        "images_pseudo": len(material.pseudo),
+        "cells_train": sum(len(s.instances) for s in material.taught),
+        "cells_pseudo": sum(int((s.instances.weights > 0).sum()) for s in material.pseudo),
+        "images_holdout": len(material.holdout),
         "device": str(resolve_device(config.train.device)),
     }
-    state = _state_dir(context, f"{snapshot_id}-{tags['recipe_id']}")
-    with context.registry.start_run(f"train-{snapshot_id[:8]}", params=params, tags=tags) as run:
-
-        def trained_from(state: Path) -> Trained:
-            return train(
-                taught,
-                config.model,
-                config.train,
-                instances=config.instances,
-                validation=kept_back,
-                state_dir=state,
-                log=_both(run.log, log),
-            )
-
-        trained = _resumed(state, trained_from)
-        version = _register(context, run, trained, tags)
-        if state.exists():
-            shutil.rmtree(state)
-        _examples(run, trained, config, holdout or intact)
-    logger.info("trained %s: %d steps in %.0f s", version.label, trained.steps, trained.seconds)
-    return version
 
 
-def _state_dir(context: LoopContext, name: str) -> Path:
-    """Where this training's state lies; those of the project's earlier trainings, which nobody resumes, are deleted."""
+def _lineage(lesson: Lesson) -> str:
+    """What the names of a lesson's trainings start with: those of people's labels alone with nothing."""
+    if lesson.kind:
+        return f"{lesson.kind}."
+    return "" if lesson.teaching == "labelled" else f"{lesson.teaching}."
+
+
+def _state_dir(context: LoopContext, name: str, lineage: str) -> Path:
+    """Where this training's state lies; those of its lineage's earlier trainings, which nobody resumes, are deleted."""
     state = context.workspace.training_dir / context.project_name / name
-    for other in state.parent.glob("*"):
-        if other != state:
+    for other in state.parent.glob(f"{lineage}*"):
+        if other != state and "." not in other.name.removeprefix(lineage):
             shutil.rmtree(other)
     return state
 
@@ -212,30 +316,39 @@ def _examples(run: Run, trained: Trained, config: LoopConfig, samples: Sequence[
 
 
 @flow(name="train", log_prints=False)
-def train_flow(workspace: str, project: str, snapshot_id: str) -> str:
+def train_flow(
+    workspace: str,
+    project: str,
+    snapshot_id: str,
+    *,
+    teaching: Literal["labelled", "mixed"] = "labelled",
+    share: float = 1.0,
+    kind: str = "",
+) -> str:
     """Trains on a snapshot and returns the model version's label; what a worker of the training pool runs."""
     context = open_context(Workspace(Path(workspace)), project)
-    return train_and_register(context, snapshot_id).label
+    return train_and_register(context, snapshot_id, None, Lesson(teaching, share, kind)).label
 
 
-def _train_on_pool(context: LoopContext, snapshot_id: str, tags: dict[str, str]) -> ModelVersion:
+def _train_on_pool(
+    context: LoopContext, snapshot_id: str, tags: dict[str, str], lesson: Lesson = PLAIN
+) -> ModelVersion:
     """The model that a worker of the training pool makes; a run that waits or works already is joined.
 
     Raises:
         StateError: the project has no deployment for training.
         ServiceError: no worker took the run, or it ended without a model.
     """
-    pool = str(context.config.retrain.pool)
     name = f"train/{context.project_name}"
     parameters = {
         "workspace": str(context.workspace.root),
         "project": context.project_name,
         "snapshot_id": snapshot_id,
+        **{key: value for key, value in asdict(lesson).items() if value != getattr(PLAIN, key)},
     }
-    with get_client(sync_client=True) as client:
-        run = _open_run(client, name, parameters, f"train-{snapshot_id}-{tags['recipe_id']}")
-        logger.info("training run %s waits for a worker of pool %s", run.name, pool)
-        ended = _wait(client, run, pool, context.config.train.minutes * 60 + OVERTIME_S)
+    pool, minutes = str(context.config.retrain.pool), context.config.train.minutes
+    key = f"train-{snapshot_id}-{tags['recipe_id']}"
+    ended = run_on_pool(name, parameters, key, pool=pool, longest_s=minutes * 60 + OVERTIME_S)
     found = context.registry.find_version(tags)
     if found is None:
         state = f"{ended.state.name} ({ended.state.message or 'no message'})" if ended.state else "unknown"
@@ -244,57 +357,3 @@ def _train_on_pool(context: LoopContext, snapshot_id: str, tags: dict[str, str])
             "why. The next round tries again"
         )
     return found
-
-
-def _open_run(client: SyncPrefectClient, name: str, parameters: dict[str, str], key: str) -> FlowRun:
-    """A run that has not ended: the one of a round that was interrupted, or a new one.
-
-    Prefect gives the run of a key back for ever, also a failed one; so the attempt's number is part of the key.
-    """
-    try:
-        deployment = client.read_deployment_by_name(name)
-    except ObjectNotFound as error:
-        raise StateError(
-            f"Prefect has no deployment {name}; run `celloop init` again with the same images: it makes what is missing"
-        ) from error
-    attempt = 1
-    while True:
-        run = client.create_flow_run_from_deployment(
-            deployment.id, parameters=parameters, state=Scheduled(), idempotency_key=f"{key}-{attempt}"
-        )
-        if run.state is None or not run.state.is_final():
-            return run
-        attempt += 1
-
-
-def _wait(client: SyncPrefectClient, run: FlowRun, pool: str, longest_s: float) -> FlowRun:
-    """The run once it has ended.
-
-    Raises:
-        ServiceError: no worker took it within NO_WORKER_S, or it runs for more than `longest_s`.
-    """
-    address = str(client.api_url).rstrip("/")
-    start = f"PREFECT_API_URL={address} prefect worker start --pool {pool} --type process"
-    waited_since = reminded = time.monotonic()
-    running_since: float | None = None
-    while True:
-        run = client.read_flow_run(run.id)
-        now = time.monotonic()
-        if run.state is not None and run.state.is_final():
-            return run
-        if run.state is not None and run.state.is_running():
-            running_since = running_since or now
-            if now - running_since > longest_s:
-                raise ServiceError(
-                    f"training run {run.name} runs for more than {longest_s / 60:.0f} min; its worker may have died: "
-                    "cancel it in Prefect, then the next round trains anew"
-                )
-        elif now - waited_since > NO_WORKER_S:
-            raise ServiceError(
-                f"no worker of pool {pool} took training run {run.name} in {NO_WORKER_S / 60:.0f} min; start one with "
-                f"`{start}`, or take `retrain.pool` out of the project's settings. The next round joins the run"
-            )
-        elif now - reminded > REMIND_S:
-            reminded = now
-            logger.warning("no worker of pool %s has taken training run %s; start one: `%s`", pool, run.name, start)
-        time.sleep(POLL_S)

@@ -1,11 +1,11 @@
-"""Once round the loop: sync, snapshot, train, gate, predict, select, publish, report.
+"""Once round the loop: sync, snapshot, pseudo-labels, train, gate, predict, select, publish, report.
 
 Every step can be killed and run again. An unfinished round is resumed under its number; a finished one is not made
 again while nothing has changed.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,28 +14,39 @@ from typing import Any, TypeVar
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.audit import forget_proposals
 from flows.context import BusyError, LoopContext, group_of, image_ref, open_context, project_lock
 from flows.freeze import Frozen, freeze
 from flows.gate import Decision, gate
+from flows.labellers import further_kinds, train_kinds
 from flows.local.workspace import Workspace
 from flows.predict import forget_old, predict_images
 from flows.prefect_api import connected
+from flows.prelabels import prelabels
+from flows.pseudo import pseudo, settings_id
 from flows.publish import publish
 from flows.report import write_report
-from flows.retrain import challenger, recipe_id
+from flows.retrain import PLAIN, Lesson, challenger, context_of_kind, recipe_id, shortened
 from flows.select import select
 from flows.sync import sync
 from flows.telling import Tell, quiet, telling_training
+from loop.adapters.index import RoundRow
 from loop.adapters.mlflow_registry import ModelVersion
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+NO_PSEUDO = {"on": False, "reason": "off: this round trained no model"}
+PSEUDO_FIGURES = ("labelled_ap", "mixed_ap", "pseudo_gain", "pseudo_low", "pseudo_high")
+
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What one round did; `made` is False where nothing had changed since the last one."""
+    """What one round did; `made` is False where nothing had changed since the last one.
+
+    `pseudo` is its document of pseudo-labels (flows/pseudo.py) with what they changed on the hold-out.
+    """
 
     project: str
     number: int
@@ -47,6 +58,7 @@ class RoundReport:
     labelled_train: int
     labelled_holdout: int
     metrics: dict[str, Any] = field(default_factory=dict)
+    pseudo: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     suspicious: tuple[str, ...] = ()
     report: str = ""
@@ -123,9 +135,7 @@ def _nothing_new(context: LoopContext, frozen: Frozen) -> RoundReport | None:
     label = champion.label if champion else ""
     waiting = [row for row in context.index.images(context.project_name) if row.state == "open"]
     unserved = any(row.score is None for row in waiting) or (waiting and all(row.rank is None for row in waiting))
-    recipe = {"snapshot_id": frozen.snapshot.id, "recipe_id": recipe_id(context.config)}
-    untrained = frozen.train and frozen.holdout and context.registry.find_version(recipe) is None
-    if context.project.published_model != label or unserved or untrained:
+    if context.project.published_model != label or unserved or _untrained(context, frozen, rounds[-1]):
         return None
     last = rounds[-1]
     return RoundReport(
@@ -139,32 +149,67 @@ def _nothing_new(context: LoopContext, frozen: Frozen) -> RoundReport | None:
         len(frozen.train),
         len(frozen.holdout),
         last.metrics,
+        last.pseudo or NO_PSEUDO,
         frozen.left_out,
         frozen.suspicious,
         str(_step("report", write_report, context)),
     )
 
 
+def _untrained(context: LoopContext, frozen: Frozen, last: RoundRow) -> bool:
+    """Whether the settings have changed so that another model would be trained on the same labels."""
+    if not (frozen.train and frozen.holdout):
+        return False
+    if last.pseudo.get("settings", "") != settings_id(context.config):
+        return True
+    planned = _lessons(context, frozen.snapshot.id, last.pseudo)
+    for snapshot_id, lesson in planned:
+        tags = {"snapshot_id": snapshot_id, "recipe_id": recipe_id(context.config, lesson)}
+        if context.registry.find_version(tags) is None:
+            return True
+    return False
+
+
+def _lessons(context: LoopContext, snapshot_id: str, document: Mapping[str, Any]) -> list[tuple[str, Lesson]]:
+    """What a round trains: on people's labels alone; where there are pseudo-labels, with a share, and on both."""
+    mixed = document.get("mixed_snapshot", "")
+    if not mixed:
+        return [(snapshot_id, PLAIN)]
+    alone = Lesson(share=context.config.pseudo.labelled_only)
+    return [(snapshot_id, alone), (mixed, Lesson("mixed"))]
+
+
 def _learn(context: LoopContext, number: int, frozen: Frozen, tell: Tell) -> Decision:
+    project = context.project_name
     champion = context.registry.champion()
     context.index.update_round(
-        context.project_name,
-        number,
-        snapshot_id=frozen.snapshot.id,
-        champion_before=champion.label if champion else "",
+        project, number, snapshot_id=frozen.snapshot.id, champion_before=champion.label if champion else ""
     )
     taught = {sample.image.image_id: {"taught": True} for sample in frozen.train}
-    context.index.set_images(context.project_name, taught)
-    log = telling_training(tell, context.config.train)
-    version = _step("train", challenger, context, frozen.snapshot.id, log)
-    decision = _step("gate", gate, context, version, frozen.holdout)
+    context.index.set_images(project, taught)
+
+    def told(done: int, total: int) -> None:
+        tell("pseudo-labels", done, total)
+
+    document = _step("pseudo", pseudo, context, number, frozen, told)
+    versions = []
+    for snapshot_id, lesson in _lessons(context, frozen.snapshot.id, document):
+        log = telling_training(tell, shortened(context.config, lesson.share).train)
+        more = () if lesson == PLAIN else (lesson,)
+        name = "train" if lesson.teaching == "labelled" else "train-mixed"
+        versions.append(_step(name, challenger, context, snapshot_id, log, *more))
+    decision = _step("gate", gate, context, versions[0], frozen.holdout, *versions[1:])
+    if further_kinds(context):
+        document["kinds"] = _step("labellers", train_kinds, context, frozen.snapshot.id, frozen.holdout)
+    gained = {key: decision.metrics[key] for key in PSEUDO_FIGURES if key in decision.metrics}
     context.index.update_round(
-        context.project_name,
+        project,
         number,
-        challenger=version.label,
+        challenger=", ".join(version.label for version in versions),
         decision=decision.outcome,
         reason=decision.reason,
         metrics=decision.metrics,
+        pseudo={**document, **gained},
     )
     return decision
 
@@ -179,12 +224,29 @@ def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tel
 
         predictions = dict(_step("predict", predict_images, context, champion, images, told))
     selections = _step("select", select, context, number, predictions)
+    calibrated = False
+    if champion is not None:
+
+        def looked(done: int, total: int) -> None:
+            tell("pre-labels", done, total)
+
+        predictions, calibrated = _step("prelabels", prelabels, context, champion, predictions, selections, looked)
     _step("sync", sync, context)
 
     def shown(done: int, total: int) -> None:
         tell("publish", done, total)
 
-    return _step("publish", publish, context, number, champion, selections, predictions, progress=shown)
+    return _step(
+        "publish",
+        publish,
+        context,
+        number,
+        champion,
+        selections,
+        predictions,
+        calibrated=calibrated,
+        progress=shown,
+    )
 
 
 def _finish(
@@ -200,7 +262,7 @@ def _finish(
     rows = context.index.annotations(name)
     seen = [row.annotation_id for row in rows if (row.annotation_id, row.updated_at) in frozen.seen]
     context.index.set_used(name, seen, number)
-    context.index.update_round(
+    row = context.index.update_round(
         name,
         number,
         status="done",
@@ -212,7 +274,8 @@ def _finish(
     )
     page = _step("report", write_report, context)
     if champion is not None:
-        forget_old(context, {champion.label})
+        forget_old(context, {champion.label} | _kinds_in_service(context))
+        forget_proposals(context)
     return RoundReport(
         name,
         number,
@@ -224,10 +287,17 @@ def _finish(
         len(frozen.train),
         len(frozen.holdout),
         decision.metrics,
+        row.pseudo or NO_PSEUDO,
         frozen.left_out,
         frozen.suspicious,
         str(page),
     )
+
+
+def _kinds_in_service(context: LoopContext) -> set[str]:
+    """The models of further networks that propose pseudo-labels."""
+    found = (context_of_kind(context, kind).registry.champion() for kind in further_kinds(context))
+    return {version.label for version in found if version is not None}
 
 
 @flow(name="round", log_prints=False)

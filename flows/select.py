@@ -24,11 +24,13 @@ class _Pool:
     waiting: tuple[ImageRow, ...]
     teaching: tuple[ImageRow, ...]
     control_groups: frozenset[str]
+    pseudo_groups: frozenset[str]
     n_control: int
 
     @property
     def used_groups(self) -> frozenset[str]:
-        return frozenset(group_of(row) for row in self.teaching)
+        """Groups that a model has learnt from, under a person's labels or pseudo-labels: they give no control image."""
+        return frozenset(group_of(row) for row in self.teaching) | self.pseudo_groups
 
 
 def select(context: LoopContext, round_number: int, predictions: Mapping[str, StoredPrediction]) -> list[Selection]:
@@ -36,7 +38,8 @@ def select(context: LoopContext, round_number: int, predictions: Mapping[str, St
 
     Control images of earlier batches that nobody has labelled yet stay in the batch and count towards its control
     share, so that the hold-out loses none of its hard images. Other images chosen earlier and still open go back
-    into the pool first. An image that a model has learnt from never becomes a control image, nor does its group.
+    into the pool first. An image that a model has learnt from, under a person's labels or pseudo-labels, never becomes
+    a control image, nor does its group; a person may still be asked to label a pseudo-labelled one, to teach.
 
     Args:
         context: the project.
@@ -76,6 +79,7 @@ def _pool(images: Sequence[ImageRow]) -> _Pool:
         waiting=tuple(row for row in control if row.state == "open"),
         teaching=teaching,
         control_groups=control_groups,
+        pseudo_groups=frozenset(group_of(row) for row in images if row.pseudo_taught),
         n_control=sum(row.state in ("open", "labelled") for row in control),
     )
 

@@ -85,6 +85,8 @@ def _render(document: Document) -> Group:
         "AP",
         "AP50",
         "AP of champion before",
+        "AP with pseudo-labels",
+        "AP without",
     ):
         rounds.add_column(heading, justify="right")
     rounds.add_column("decision")
@@ -97,12 +99,14 @@ def _render(document: Document) -> Group:
             str(line["hold_out_images"]),
             f"{line['ap']:.3f}",
             f"{line['ap50']:.3f}",
-            "-" if before is None else f"{before:.3f}",
+            *("-" if ap is None else f"{ap:.3f}" for ap in (before, line["mixed_ap"], line["labelled_ap"])),
             line["decision"],
         )
     where = Table(show_header=False, box=None)
     for line in document["rounds"]:
         where.add_row(f"round {line['round']}", line["reason"])
+        if line["pseudo"]:
+            where.add_row("pseudo-labels", line["pseudo"])
     where.add_row("next in the queue", ", ".join(document["next_images"]))
     where.add_row("report", document["report"])
     where.add_row("took", f"{document['minutes']:.1f} minutes")

@@ -63,22 +63,44 @@ def train(
 
 
 def predict(
-    model: Annotated[Path, typer.Option("--model", help="Folder of a model.")],
     images: Annotated[Path, typer.Option("--images", help="Folder of images.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write into.")],
+    model: Annotated[
+        Path | None, typer.Option("--model", help="Folder of a model; the champion of the labellers.")
+    ] = None,
+    labeller: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--labeller",
+            help="Who proposes the masks, e.g. sam,champion; of several, or with `ensemble`, they are fused.",
+            show_default=False,
+        ),
+    ] = None,
     formats: Annotated[str, typer.Option("--format", help="some of labels,layers,coco,labelstudio")] = "labels",
     tta: Annotated[int | None, typer.Option("--tta", help="Flips and turns to look at: 1, 2, 4 or 8.")] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Masks of a model for a folder of images."""
+    """Masks of a model, or of labellers, for a folder of images."""
 
     def work() -> None:
         from flows.folders import predict_folder
+        from loop.config import load_config
 
-        wanted = [part.strip() for part in formats.split(",") if part.strip()]
+        wanted, names = _parts([formats]), _parts(labeller or [])
         with telling() as tell:
-            done = predict_folder(model, images, out, wanted, tta=tta, device=device, tell=tell)
+            done = predict_folder(
+                model,
+                images,
+                out,
+                wanted,
+                tta=tta,
+                device=device,
+                labellers=names,
+                config=load_config(config),
+                tell=tell,
+            )
         emit(asdict(done), json=json, render=_summary)
 
     run(work, json=json)
@@ -108,6 +130,11 @@ def register(app: typer.Typer) -> None:
     app.command("train")(train)
     app.command("predict")(predict)
     app.command("evaluate")(evaluate)
+
+
+def _parts(given: list[str]) -> list[str]:
+    """The words of options that may be repeated and may hold commas."""
+    return [part.strip() for text in given for part in text.split(",") if part.strip()]
 
 
 def _summary(document: Document) -> Table:

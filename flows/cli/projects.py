@@ -54,7 +54,7 @@ def init(
 
 
 def round_(project: ProjectOption = None, workspace: WorkspaceOption = None, json: JsonOption = False) -> None:
-    """One round now: sync, snapshot, train, gate, predict, select, publish, report."""
+    """One round now: sync, snapshot, pseudo-labels, train, gate, predict, select, publish, report."""
 
     def work() -> None:
         from flows.context import only_project, open_context
@@ -64,7 +64,7 @@ def round_(project: ProjectOption = None, workspace: WorkspaceOption = None, jso
         place = Workspace(workspace)
         with telling() as tell:
             report = run_round(open_context(place, only_project(place, project)), tell)
-        emit(asdict(report), json=json, render=_table)
+        emit(asdict(report), json=json, render=_round)
 
     run(work, json=json)
 
@@ -165,6 +165,18 @@ def _started(document: Document) -> Table:
     for problem in document["problems"]:
         table.add_row("note", str(problem))
     return table
+
+
+def _round(document: Document) -> Table:
+    """What a round did; of its pseudo-labels, whether they teach, why, and what they changed."""
+    pseudo = document["pseudo"]
+    told = [pseudo["reason"]]
+    if "mixed_ap" in pseudo:
+        told.append(f"AP {pseudo['mixed_ap']:.3f} with them, {pseudo['labelled_ap']:.3f} without")
+    told += [f"{name}: {found['reason']}" for name, found in pseudo.get("audits", {}).items()]
+    told += [f"{name} is left out: {reason}" for name, reason in pseudo.get("missing", {}).items()]
+    shown = {key: value for key, value in document.items() if key != "pseudo"}
+    return _table({**shown, "pseudo-labels": told})
 
 
 def _table(document: Document) -> Table:

@@ -16,13 +16,16 @@ from sqlalchemy.orm import Session
 from loop.adapters.index_database import Database, execute_many
 from loop.adapters.index_tables import (
     ANNOTATIONS,
+    AUDITS,
     IMAGES,
     AnnotationRecord,
     AnnotationRow,
+    AuditRow,
     ImageRecord,
     ImageRow,
     ProjectRecord,
     ProjectRow,
+    PseudoAuditRecord,
     RoundRecord,
     RoundRow,
     check_fields,
@@ -32,7 +35,7 @@ from loop.adapters.index_tables import (
 )
 from loop.errors import NonFiniteError, StateError
 
-__all__ = ["AnnotationRow", "ImageRow", "Index", "ProjectRow", "RoundRow"]
+__all__ = ["AnnotationRow", "AuditRow", "ImageRow", "Index", "ProjectRow", "RoundRow"]
 
 # What an import knows of an image; the rest of a row belongs to the loop and outlives a second import.
 _FROM_IMPORT = ("sha256", "path", "display", "group", "split", "modality", "height", "width")
@@ -271,12 +274,13 @@ class Index:
 
         Raises:
             InputError: a field that RoundRow does not have, or a word that it does not take.
-            NonFiniteError: `metrics` holds NaN or infinity.
+            NonFiniteError: `metrics` or `pseudo` holds NaN or infinity.
             StateError: there is no such round.
         """
         check_fields(RoundRow, fields, {"project_id", "number"})
         check_values(RoundRow, fields)
-        _check_metrics(project, number, fields.get("metrics", {}))
+        for name in ("metrics", "pseudo"):
+            _check_numbers(project, number, name, fields.get(name, {}))
         with self._write() as session:
             record = session.get(RoundRecord, (_project(session, project).id, number))
             if record is None:
@@ -294,6 +298,25 @@ class Index:
         with self._read() as session:
             query = sa.select(RoundRecord).where(RoundRecord.project_id == _project(session, project).id)
             return [to_row(RoundRow, record) for record in session.scalars(query.order_by(RoundRecord.number))]
+
+    # audits of pseudo-labels
+
+    def put_audits(self, project: str, rows: Iterable[AuditRow]) -> None:
+        """Add audits, or replace those of the same round and labeller."""
+        with self._write() as session:
+            project_id = _project(session, project).id
+            statement = self._insert(AUDITS)
+            taken = {c.name: statement.excluded[c.name] for c in AUDITS.c if not c.primary_key}
+            keys = [c for c in AUDITS.c if c.primary_key]
+            statement = statement.on_conflict_do_update(index_elements=keys, set_=taken)
+            execute_many(session, statement, [to_values(row, project_id) for row in rows])
+
+    def audits(self, project: str) -> list[AuditRow]:
+        """The project's audits, those of the first round first, by labeller."""
+        with self._read() as session:
+            record = PseudoAuditRecord
+            query = sa.select(record).where(record.project_id == _project(session, project).id)
+            return [to_row(AuditRow, r) for r in session.scalars(query.order_by(record.number, record.labeller))]
 
 
 def _known(session: Session) -> str:
@@ -321,8 +344,8 @@ def _check_images(session: Session, project: str, project_id: int, image_ids: se
         )
 
 
-def _check_metrics(project: str, number: int, metrics: Mapping[str, Any]) -> None:
+def _check_numbers(project: str, number: int, name: str, values: Mapping[str, Any]) -> None:
     try:
-        json.dumps(metrics, allow_nan=False)
+        json.dumps(values, allow_nan=False)
     except ValueError as error:
-        raise NonFiniteError(f"round {number} of {project!r}: metrics hold NaN or infinity: {metrics}") from error
+        raise NonFiniteError(f"round {number} of {project!r}: {name} hold NaN or infinity: {values}") from error

@@ -22,6 +22,13 @@ from loop.errors import ConfigError, LoopError, ServiceError, StateError, Unreac
 
 _DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg", "postgres": "postgresql+psycopg"}
 _WRITER_LOCK = 7_235_601  # PostgreSQL advisory lock: one writer at a time, as SQLite has it
+# What brings an index of the schema before to the next one; tables that are new are made besides.
+_UPGRADES: dict[int, tuple[str, ...]] = {
+    1: (
+        "ALTER TABLE images ADD COLUMN pseudo_taught BOOLEAN NOT NULL DEFAULT FALSE",
+        "ALTER TABLE rounds ADD COLUMN pseudo JSON NOT NULL DEFAULT '{}'",
+    ),
+}
 _EXAMPLES = "give sqlite:////folder/index.sqlite or postgresql://user:password@host/database"
 
 # What SQLite and PostgreSQL say, the kind of error it is here, and the cure; the first line that fits counts.
@@ -104,6 +111,9 @@ class Database:
                         connection.execute(sa.insert(SchemaRecord).values(number=SCHEMA))
             with self._engine.connect() as connection:
                 found = connection.scalar(sa.select(SchemaRecord.number))
+            if found in _UPGRADES:
+                with self._writer.begin() as connection:
+                    found = _upgrade(connection)
             if found != SCHEMA:
                 raise StateError(
                     f"the index {self.name} has schema {found}, this celloop reads {SCHEMA}; use the celloop that "
@@ -130,6 +140,18 @@ class Database:
             if any(word in text for word in words):
                 return kind(f"{said}; {cure.format(wait_s=self._wait_s)}")
         return ServiceError(f"{said} ({type(error).__name__})")
+
+
+def _upgrade(connection: Connection) -> int | None:
+    """Brings an older index to the present schema, all or nothing; another process may have done it meanwhile."""
+    found = connection.scalar(sa.select(SchemaRecord.number))
+    while found in _UPGRADES:
+        for statement in _UPGRADES[found]:
+            connection.execute(sa.text(statement))
+        found += 1
+        connection.execute(sa.update(SchemaRecord).values(number=found))
+    Base.metadata.create_all(connection)
+    return found
 
 
 def execute_many(session: Session, statement: sa.Executable, parameters: list[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from loop.errors import InputError, NonFiniteError
 
-SCHEMA = 1  # raised when a table changes; an index of another number is refused, not guessed at
+SCHEMA = 2  # raised when a table changes; index_database brings an older index up to it and refuses a newer one
 
 Role = Literal["open", "train", "control"]
 State = Literal["open", "labelled", "skipped", "unusable", "gone"]
@@ -52,6 +52,7 @@ class ImageRow:
     "control" images are the hold-out and never train. `score` is its uncertainty (higher = ask sooner),
     `rank` its place in the queue (1 = first), `chosen_in` the round that chose it; None = not yet.
     `taught`: a model has learnt from it, whatever became of its annotation since; it can never measure one.
+    `pseudo_taught`: a model has learnt from pseudo-labels of it, which forbids the same; a person may still label it.
     """
 
     project_id: int
@@ -72,6 +73,7 @@ class ImageRow:
     reason: str = ""
     chosen_in: int | None = None
     taught: bool = False
+    pseudo_taught: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,10 @@ class AnnotationRow:
 
 @dataclass(frozen=True)
 class RoundRow:
-    """One round: what it trained on, what the gate decided and why. Number 0 is the first."""
+    """One round: what it trained on, what the gate decided and why. Number 0 is the first.
+
+    `pseudo` is the document of its pseudo-labels (flows/pseudo.py), {} where the round did not learn.
+    """
 
     project_id: int
     number: int
@@ -111,6 +116,36 @@ class RoundRow:
     published_version: str = ""
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     finished_at: datetime | None = None
+    pseudo: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AuditRow:
+    """How one labeller's pseudo-labels of images that people have labelled since agree with them, as a round found it.
+
+    `number` is the round that audited, `labeller` the name in PSEUDO_LABELLERS, `version` its newest version among the
+    proposals. Of `cells` proposed cells that taught (or would have) `hits` are one of the `truths` cells that people
+    drew in the same images, one to one. `image_ids` are those images; none is audited twice for the same labeller.
+    """
+
+    project_id: int
+    number: int
+    labeller: str
+    version: str
+    cells: int
+    hits: int
+    truths: int
+    image_ids: list[str] = field(default_factory=list)
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the proposed cells that a person drew too; None without any."""
+        return self.hits / self.cells if self.cells else None
+
+    @property
+    def recall(self) -> float | None:
+        """Share of the people's cells that were proposed; None without any."""
+        return self.hits / self.truths if self.truths else None
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -141,7 +176,12 @@ class UtcDateTime(TypeDecorator[datetime]):
 class Base(DeclarativeBase):
     """All tables of the index."""
 
-    type_annotation_map = {str: Text, datetime: UtcDateTime, dict[str, Any]: JSON}  # noqa: RUF012 (read by SQLAlchemy)
+    type_annotation_map = {  # noqa: RUF012 (read by SQLAlchemy)
+        str: Text,
+        datetime: UtcDateTime,
+        dict[str, Any]: JSON,
+        list[str]: JSON,
+    }
 
 
 class SchemaRecord(Base):
@@ -188,6 +228,7 @@ class ImageRecord(Base):
     reason: Mapped[str]
     chosen_in: Mapped[int | None]
     taught: Mapped[bool]
+    pseudo_taught: Mapped[bool]
 
 
 class AnnotationRecord(Base):
@@ -227,12 +268,28 @@ class RoundRecord(Base):
     published_version: Mapped[str]
     started_at: Mapped[datetime]
     finished_at: Mapped[datetime | None]
+    pseudo: Mapped[dict[str, Any]]
+
+
+class PseudoAuditRecord(Base):
+    """Table of AuditRow."""
+
+    __tablename__ = "pseudo_audits"
+    project_id: Mapped[int] = mapped_column(ForeignKey("projects.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    labeller: Mapped[str] = mapped_column(primary_key=True)
+    version: Mapped[str]
+    cells: Mapped[int]
+    hits: Mapped[int]
+    truths: Mapped[int]
+    image_ids: Mapped[list[str]]
 
 
 IMAGES = Base.metadata.tables[ImageRecord.__tablename__]
 ANNOTATIONS = Base.metadata.tables[AnnotationRecord.__tablename__]
+AUDITS = Base.metadata.tables[PseudoAuditRecord.__tablename__]
 
-Row = TypeVar("Row", ProjectRow, ImageRow, AnnotationRow, RoundRow)
+Row = TypeVar("Row", ProjectRow, ImageRow, AnnotationRow, RoundRow, AuditRow)
 
 
 def to_row(row: type[Row], record: Base) -> Row:
@@ -240,7 +297,7 @@ def to_row(row: type[Row], record: Base) -> Row:
     return row(**{f.name: getattr(record, f.name) for f in dataclasses.fields(row)})
 
 
-def to_values(row: ImageRow | AnnotationRow | RoundRow, project_id: int) -> dict[str, Any]:
+def to_values(row: ImageRow | AnnotationRow | RoundRow | AuditRow, project_id: int) -> dict[str, Any]:
     """The row's fields for an insert into the table of `project_id`.
 
     Raises:

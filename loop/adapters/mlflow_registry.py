@@ -55,6 +55,10 @@ class Registry:
     def __repr__(self) -> str:
         return f"Registry({self._server.address!r}, {self.experiment!r}, {self.model!r})"
 
+    def of_model(self, model: str) -> "Registry":
+        """The registry of another model, its runs in the same experiment."""
+        return Registry(self._server.address, self.experiment, model)
+
     def check(self) -> None:
         """Return when the server answers and lets us in; raise otherwise."""
         with self._server.asking("list experiments") as client:

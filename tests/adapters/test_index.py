@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.schema import CreateTable
 
-from loop.adapters.index import AnnotationRow, ImageRow, Index, ProjectRow
+from loop.adapters.index import AnnotationRow, AuditRow, ImageRow, Index, ProjectRow
 from loop.adapters.index_tables import Base
 from loop.errors import (
     ConfigError,
@@ -317,7 +317,7 @@ def test_any_call_can_be_repeated(tmp_path_factory, plan):
 WRITER = """
 import sys
 from datetime import UTC, datetime
-from loop.adapters.index import AnnotationRow, ImageRow, Index
+from loop.adapters.index import AnnotationRow, AuditRow, ImageRow, Index
 index, start, n = Index(sys.argv[1], wait_s=30), int(sys.argv[2]), int(sys.argv[3])
 project = index.add_project("cells", ls_project_id=1, root="/", label_config="")
 for i in range(start, start + n):
@@ -326,6 +326,25 @@ for i in range(start, start + n):
     index.put_annotations("cells", [AnnotationRow(project.id, i, str(i), i, datetime.now(UTC), "")])
     index.open_round("cells")
 """
+
+
+class TestAudits:
+    def test_an_audit_is_kept_by_round_and_labeller_and_replaced_when_made_again(self, index):
+        first = AuditRow(1, 2, "sam", "sam:vit_b", cells=40, hits=10, truths=50, image_ids=["a", "b"])
+        again = dataclasses.replace(first, hits=20)
+        other = AuditRow(1, 1, "champion", "celloop-cells-v1", cells=0, hits=0, truths=0)
+        index.put_audits("cells", [first])
+        index.put_audits("cells", [again, other])
+        assert index.audits("cells") == [other, again]
+        assert (again.precision, again.recall) == (0.5, 0.4)
+        assert (other.precision, other.recall) == (None, None)
+
+    def test_the_document_of_pseudo_labels_is_kept_with_the_round_and_never_nan(self, index):
+        index.open_round("cells")
+        index.update_round("cells", 0, pseudo={"on": True, "audits": {"sam": {"precision": 0.5}}})
+        assert index.rounds("cells")[0].pseudo["audits"] == {"sam": {"precision": 0.5}}
+        with pytest.raises(NonFiniteError, match="pseudo hold NaN"):
+            index.update_round("cells", 0, pseudo={"ece": float("nan")})
 
 
 class TestSeveralAtOnce:
@@ -415,8 +434,24 @@ class TestOpening:
     def test_an_index_of_another_schema(self, index, url):
         with index._write() as session:
             session.execute(sa.text("UPDATE celloop_schema SET number = 99"))
-        with pytest.raises(StateError, match="has schema 99, this celloop reads 1"):
+        with pytest.raises(StateError, match="has schema 99, this celloop reads 2"):
             Index(url).projects()
+
+    def test_an_index_of_the_first_schema_is_brought_up_to_date_and_keeps_its_rows(self, index, url):
+        index.add_images("cells", [image("a", taught=True)])
+        index.open_round("cells")
+        with index._write() as session:
+            session.execute(sa.text("ALTER TABLE images DROP COLUMN pseudo_taught"))
+            session.execute(sa.text("ALTER TABLE rounds DROP COLUMN pseudo"))
+            session.execute(sa.text("DROP TABLE pseudo_audits"))
+            session.execute(sa.text("UPDATE celloop_schema SET number = 1"))
+        index.close()
+        later = Index(url)
+        assert later.images("cells") == [image("a", taught=True, pseudo_taught=False)]
+        assert later.rounds("cells")[0].pseudo == {}
+        assert later.audits("cells") == []
+        later.close()
+        assert Index(url).images("cells")[0].image_id == "a"
 
     def test_a_failure_of_the_disk_leaves_the_index_as_it_was(self, index, url):
         index.add_images("cells", [image("a")])
@@ -459,6 +494,6 @@ class TestOpening:
 @pytest.mark.parametrize("dialect", [postgresql.dialect(), sqlite.dialect()])
 def test_the_tables_exist_in_both_dialects(dialect):
     made = [str(CreateTable(table).compile(dialect=dialect)) for table in Base.metadata.sorted_tables]
-    assert len(made) == 5
+    assert len(made) == 6
     times = "TIMESTAMP WITH TIME ZONE" if dialect.name == "postgresql" else "DATETIME"
     assert any(times in text for text in made)

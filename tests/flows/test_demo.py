@@ -36,7 +36,14 @@ def test_the_table_shows_each_round_once_and_counts_images() -> None:
     rounds = [
         RoundRow(1, 0, status="done"),
         RoundRow(1, 1, status="done", decision="first", reason="r1", metrics={"ap": 0.5, "ap50": 0.75, "n_images": 4}),
-        RoundRow(1, 2, status="done", decision="refused", metrics={"ap": 0.25, "champion_ap": 0.5, "n_images": 5}),
+        RoundRow(
+            1,
+            2,
+            status="done",
+            decision="refused",
+            metrics={"ap": 0.25, "champion_ap": 0.5, "n_images": 5, "mixed_ap": 0.25, "labelled_ap": 0.125},
+            pseudo={"images": 9, "cells": 80, "reason": "on: 80 sure cells"},
+        ),
         RoundRow(1, 3, status="running"),
     ]
     annotations = [
@@ -52,6 +59,9 @@ def test_the_table_shows_each_round_once_and_counts_images() -> None:
     assert (first.ap, first.ap50, first.champion_ap, first.decision, first.reason) == (0.5, 0.75, None, "first", "r1")
     assert (second.round, second.images_labelled, second.cells_labelled, second.hold_out_images) == (2, 3, 14, 5)
     assert (second.ap, second.champion_ap, second.decision) == (0.25, 0.5, "refused")
+    assert (first.mixed_ap, first.labelled_ap, first.pseudo) == (None, None, "")
+    assert (second.mixed_ap, second.labelled_ap) == (0.25, 0.125)
+    assert (second.pseudo_images, second.pseudo_cells, second.pseudo) == (9, 80, "on: 80 sure cells")
 
 
 @pytest.mark.parametrize("ran_before", [True, False])

@@ -149,3 +149,43 @@ def test_a_picture_of_another_size_is_no_picture_of_these_cells(hall: Hall) -> N
     stored = StoredPrediction(person, 0.0, np.zeros(4, np.float32))
     with pytest.raises(ImageError, match=r"i4\.png is \(32, 32\), its labels lie in \(96, 96\)"):
         report._picture(report.Measured(hall.images[4], stored, person, 1.0))
+
+
+def pseudo(**fields: Any) -> dict[str, Any]:
+    nothing = {"reason": "off: no labels", "images": 0, "cells": 0, "doubtful": 0, "ece": None, "missing": {}}
+    return {"on": False, **nothing, "audits": {}, "labellers": {}, "reliability": [], **fields}
+
+
+def test_the_page_says_whether_pseudo_labels_help_and_who_is_believed(hall: Hall) -> None:
+    audited = {"precision": 0.91, "recall": 0.55, "cells": 120, "teaches": True, "reason": "confirmed by the audit"}
+    off = {**audited, "precision": 0.31, "teaches": False, "reason": "switched off by the audit: precision 0.31"}
+    gained = {"mixed_ap": 0.612, "labelled_ap": 0.571, "pseudo_gain": 0.04, "pseudo_low": 0.01, "pseudo_high": 0.07}
+    on = pseudo(
+        reason="on: 812 sure cells teach",
+        images=31,
+        cells=812,
+        doubtful=97,
+        ece=0.034,
+        audits={"champion": audited, "sam": off, "yolo": {**audited, "precision": None, "recall": None, "cells": 0}},
+        labellers={"champion": {"version": "v3", "skipped": []}, "sam": {"version": "b", "skipped": ["i3: too dark"]}},
+        missing={"yolo": "install ultralytics"},
+        reliability=[[0.2, 0.25, 14], [0.9, 0.88, 300]],
+        **gained,
+    )
+    rounds = [
+        RoundRow(1, 0, status="done"),
+        RoundRow(1, 1, status="done", decision="first", metrics={"ap": 0.5, "ap50": 0.6}, pseudo=pseudo()),
+        RoundRow(1, 2, status="done", decision="promoted", metrics={"ap": 0.6, "ap50": 0.7, **gained}, pseudo=on),
+    ]
+    cast(Any, hall.context.index).rounds = lambda _: rounds
+    page = write_report(hall.context).read_text()
+    section = page[page.index("<h2>Pseudo-labels</h2>") :]
+    for text in ("0.612", "0.571", "+0.040 (+0.010 to +0.070)", "812", "97", "0.034", "off: no labels", "0.31"):
+        assert text in section
+    for text in ("switched off by the audit", "i3: too dark", "install ultralytics", "share that a person drew too"):
+        assert text in section
+    assert "<strong>on: 812 sure cells teach</strong>" in section
+
+
+def test_without_pseudo_labels_the_page_has_no_such_section(hall: Hall) -> None:
+    assert "Pseudo-labels" not in write_report(hall.context).read_text()

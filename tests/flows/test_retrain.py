@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.states import Cancelled, Completed, Failed, Pending, Running, Scheduled
 from prefect.testing.utilities import prefect_test_harness
 
-from flows import retrain
+from flows import training_pool
 from flows.context import LoopContext
 from flows.local.workspace import Workspace
 from flows.retrain import challenger, keep_back, recipe_id, train_and_register, train_flow
@@ -151,15 +151,15 @@ class Client:
 
 def wait(*states: State[Any], longest_s: float = 60.0) -> FlowRun:
     run = FlowRun(name="keen-otter", flow_id=uuid4())
-    return retrain._wait(cast(SyncPrefectClient, Client(*states)), run, "gpu", longest_s)
+    return training_pool._wait(cast(SyncPrefectClient, Client(*states)), run, "gpu", longest_s)
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time that passes only while somebody sleeps, twenty seconds at a time."""
     now = [0.0]
-    monkeypatch.setattr(retrain.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(retrain.time, "sleep", lambda _: now.__setitem__(0, now[0] + 20.0))
+    monkeypatch.setattr(training_pool.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(training_pool.time, "sleep", lambda _: now.__setitem__(0, now[0] + 20.0))
 
 
 @pytest.mark.usefixtures("clock")
@@ -191,20 +191,20 @@ def client() -> Iterator[SyncPrefectClient]:
 def test_an_open_run_is_joined_and_an_ended_one_is_followed_by_a_new_one(client: SyncPrefectClient) -> None:
     deployment = client.create_deployment(client.create_flow(train_flow), "p")
     given = {"workspace": "w", "project": "p", "snapshot_id": "s"}
-    first = retrain._open_run(client, "train/p", given, "key")
-    assert retrain._open_run(client, "train/p", given, "key").id == first.id
+    first = training_pool._open_run(client, "train/p", given, "key")
+    assert training_pool._open_run(client, "train/p", given, "key").id == first.id
     client.set_flow_run_state(first.id, Failed(message="no memory"), force=True)
-    second = retrain._open_run(client, "train/p", given, "key")
+    second = training_pool._open_run(client, "train/p", given, "key")
     assert second.id != first.id
     assert (second.deployment_id, second.parameters) == (deployment, given)
     client.set_flow_run_state(second.id, Cancelled(), force=True)
-    assert retrain._open_run(client, "train/p", given, "key").id not in {first.id, second.id}
+    assert training_pool._open_run(client, "train/p", given, "key").id not in {first.id, second.id}
 
 
 def test_a_missing_deployment_is_a_matter_of_init(client: SyncPrefectClient, tmp_path: Path) -> None:
     context = make_context(tmp_path, Registry(), **{"retrain.pool": "gpu"})
     with pytest.raises(StateError, match="no deployment train/p2; run `celloop init` again"):
-        retrain._open_run(client, "train/p2", {}, "key")
+        training_pool._open_run(client, "train/p2", {}, "key")
     assert recipe_id(context.config) == recipe_id(load_config(None, QUICK))
 
 
@@ -212,8 +212,8 @@ def test_a_run_without_a_model_is_an_error_that_says_how_it_ended(
     client: SyncPrefectClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended = FlowRun(name="keen-otter", flow_id=uuid4(), state=Failed(message="no memory"))
-    monkeypatch.setattr(retrain, "_open_run", lambda *_: ended)
-    monkeypatch.setattr(retrain, "_wait", lambda *_: ended)
+    monkeypatch.setattr(training_pool, "_open_run", lambda *_: ended)
+    monkeypatch.setattr(training_pool, "_wait", lambda *_: ended)
     context = make_context(tmp_path, Registry(), **{"retrain.pool": "gpu"})
     with pytest.raises(ServiceError, match=r"keen-otter of train/p ended as Failed \(no memory\)"):
         challenger(context, "0" * 16)

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from typer.testing import CliRunner
 
+import flows.finders
 import flows.folders
 from flows.cli.main import app
 from flows.folders import STATE, evaluate_folders, predict_folder, train_folder
@@ -216,7 +217,7 @@ def test_layers_keep_what_labels_lose(tmp_path: Path, model: Path, monkeypatch: 
         def predict(self, pixels: Any, image_id: str) -> Any:
             return type("Prediction", (), {"instances": overlapping()})
 
-    monkeypatch.setattr(flows.folders, "Segmenter", Sees)
+    monkeypatch.setattr(flows.finders, "Segmenter", Sees)
     out = tmp_path / "out"
     predict_folder(model, data, out, ["labels", "layers"], device="cpu")
     assert json.loads((out / "layers" / "a.scores.json").read_text()) == {"1": 0.9, "2": 0.5, "3": 0.7}
@@ -250,7 +251,7 @@ def test_flips_and_turns_are_taken_from_the_call(tmp_path: Path, model: Path, mo
         def predict(self, pixels: Any, image_id: str) -> Any:
             return type("Prediction", (), {"instances": overlapping()})
 
-    monkeypatch.setattr(flows.folders, "Segmenter", Sees)
+    monkeypatch.setattr(flows.finders, "Segmenter", Sees)
     predict_folder(model, data, tmp_path / "out", ["labels"], tta=4, device="cpu")
     predict_folder(model, data, tmp_path / "out", ["labels"], device="cpu")
     assert used == [4, 1]
