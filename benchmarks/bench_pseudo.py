@@ -10,7 +10,8 @@ the val images; all are measured on the test images, and the paired bootstrap ov
 Arms: the name of one labeller (champion: the labelled-only model itself; unet, seu_net, sparse_seu_net, pix2pix: one of
 that kind, trained on the same images for the same steps), `ensemble` (--ensemble names its members), and two
 references: `oracle` (the true labels of the same images: what perfect pseudo-labels would give) and `consistency` (no
-pseudo-label, only agreement with the averaged weights on the same images). One JSON line a row.
+pseudo-label, only agreement with the averaged weights on the same images). One JSON line a row; `prelabels` are the
+figures of the labellers' own fused cells with calibrated confidence on the test images: what people are shown.
 """
 
 import argparse
@@ -26,13 +27,14 @@ from training_runs import Draw, Run, add_arguments, draw_images, measure_images,
 from loop.config import LoopConfig, PseudoConfig
 from loop.data.folder import read_sample
 from loop.data.store import read_image
+from loop.metrics.instance import evaluate, image_ap
 from loop.metrics.paired import paired_bootstrap
 from loop.models.segmenter import Segmenter
 from loop.pseudo.base import Proposal
 from loop.pseudo.calibration import Calibrator, calibrate, true_iou
 from loop.pseudo.evidence import evidence
 from loop.pseudo.fusion import Fused, fuse_proposals
-from loop.pseudo.lesson import known_ground, teach
+from loop.pseudo.lesson import known_ground, shown, teach
 from loop.pseudo.own import OwnLabeller
 from loop.types import FloatArray, ImageRef, Sample, UInt8Array
 
@@ -127,6 +129,26 @@ def lessons(panel: Panel, judge: Calibrator, images: Sequence[ImageRef]) -> tupl
     return samples, {**facts, "precision": right / max(taught, 1), "recall": right / max(true_cells, 1)}
 
 
+def prelabels(panel: Panel, judge: Calibrator, study: Study, before: Sequence[float]) -> dict[str, Any]:
+    """How good the cells are that people are shown, on the test images: fused, with their confidence as the score."""
+    pairs = []
+    for ref in study.draw.test:
+        pixels = read_image(ref.path).pixels
+        fused = panel.fused(pixels, ref.image_id)
+        confidence = judge.confidence(evidence(fused, pixels, {}))
+        pairs.append((shown(fused.instances, confidence, panel.config), read_sample(ref).instances))
+    figures = evaluate(pairs, modalities=[ref.modality for ref in study.draw.test])
+    gain = gain_of([image_ap(*pair) for pair in pairs], before)
+    return {**rounded({key: figures[key] for key in ("ap", "ap50", "ap75", "f1", "macro_ap")}), "gain": gain}
+
+
+def gain_of(after: Sequence[float], before: Sequence[float]) -> dict[str, float]:
+    """The mean difference in AP per image with its interval."""
+    rng = np.random.default_rng(0)
+    gain = paired_bootstrap(after, before, confidence=CONFIDENCE, resamples=RESAMPLES, rng=rng)
+    return dict(rounded(gain._asdict()))
+
+
 def train_mixed(study: Study, arm: str, pseudo: Sequence[Sample], changes: dict[str, Any] | None = None) -> Run:
     """The same model and steps on the labelled and the pseudo-labelled images."""
     config = study.config.model_copy(update={"train": study.config.train.model_copy(update=changes or {})})
@@ -152,6 +174,7 @@ def measure(study: Study, arms: Sequence[str]) -> None:
     test, trained = study.draw.test, {"champion": study.base.segmenter}
     figures, before = measure_images(study.base.segmenter, test)
     report("pseudo", **{**study.base.facts, "row": study.row("labelled")}, **figures)
+    sys.stdout.flush()
     for arm in arms:
         extra: dict[str, Any] = {}
         if arm in REFERENCES:
@@ -163,12 +186,12 @@ def measure(study: Study, arms: Sequence[str]) -> None:
             pseudo, quality = lessons(panel, judge, study.unlabelled)
             print(f"{arm}: {quality}, {fit}", file=sys.stderr, flush=True)
             extra = {"labellers": names, "pseudo": rounded(quality), "calibration": rounded(fit)}
+            extra["prelabels"] = prelabels(panel, judge, study, before)
             run = train_mixed(study, arm, pseudo)
         figures, after = measure_images(run.segmenter, test)
-        rng = np.random.default_rng(0)
-        gain = paired_bootstrap(after, before, confidence=CONFIDENCE, resamples=RESAMPLES, rng=rng)
-        facts = {**run.facts, "row": study.row(arm), "gain": rounded(gain._asdict()), **extra}
+        facts = {**run.facts, "row": study.row(arm), "gain": gain_of(after, before), **extra}
         report("pseudo", **facts, **figures)
+        sys.stdout.flush()
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ class TrainConfig(_Frozen):
         0.15, ge=0, le=1, description="share of crops with dim blobs behind the cells that are no cells"
     )
     dropout: float = Field(0.0, ge=0, le=1, description="share of crops in which rectangles are blanked out")
-    pseudo_share: float = Field(0.5, ge=0, lt=1, description="share of the crops that pseudo-labelled images give")
+    pseudo_share: float = Field(0.33, ge=0, lt=1, description="share of the crops that pseudo-labelled images give")
     pseudo_ramp: float = Field(0.2, ge=0, le=1, description="share of the budget in which their weight rises from 0")
     consistency: float = Field(
         0.5, ge=0, description="weight of agreeing with the averaged weights on pseudo-labelled crops"
@@ -169,9 +169,12 @@ class PseudoConfig(_Frozen):
 
     labellers: tuple[str, ...] = Field(("champion",), description="keys of PSEUDO_LABELLERS that propose masks")
     teach: bool = Field(True, description="confident cells teach the next model; off = they are only shown")
-    keep: float = Field(0.7, gt=0, le=1, description="cells of this confidence or more teach")
+    keep: float = Field(0.6, gt=0, le=1, description="cells of this confidence or more teach")
     doubt: float = Field(
         0.15, ge=0, lt=1, description="those below keep but not below this are neither cell nor ground"
+    )
+    sure_share: float = Field(
+        0.6, ge=0, le=1, description="an image teaches if so much of its cells, by confidence, are kept"
     )
     keep_iou: float = Field(0.75, gt=0, lt=1, description="confidence: chance that a person's cell agrees so far")
     views: Literal[1, 2, 4, 7, 8] = Field(4, description="flips and turns in which an image is looked at")
@@ -183,7 +186,7 @@ class PseudoConfig(_Frozen):
     min_precision: float = Field(0.6, ge=0, le=1, description="a labeller of lower audited precision stops teaching")
     audit_cells: int = Field(30, ge=1, description="an audit of fewer proposed cells decides nothing")
     calibrate_cells: int = Field(40, ge=10, description="fewer cells than this calibrate nothing")
-    labelled_only: float = Field(0.5, gt=0, le=1, description="budget of the challenger without pseudo-labels, a share")
+    labelled_only: float = Field(1.0, gt=0, le=1, description="budget of the challenger without pseudo-labels, a share")
     labeller_minutes: float = Field(1.0, gt=0, description="training of each further labeller in a round")
     sam: SamConfig = SamConfig()
     weights: dict[str, str] = Field({}, description="of cellpose, stardist, yolo, mask_rcnn, sam2: a file or name")

@@ -12,12 +12,14 @@ def teach(instances: Instances, confidence: FloatArray, config: PseudoConfig) ->
     """The cells of a lesson: score = confidence; weight = confidence from `keep` on, 0 from `doubt` to `keep`.
 
     A cell of weight 0 is neither cell nor background. Those below `doubt` are left out: no cell, but what a labeller
-    took for one; `known_ground` keeps them from being taught as background.
+    took for one; `known_ground` keeps them from being taught as background. An image teaches as a whole or not at all:
+    where the sure cells are less than `sure_share` of the cells to be expected (the sum of all confidences), all
+    weights are 0, since with its cells left open such an image would teach background alone.
 
     Args:
-        instances: N >= 0 cells; not changed.
+        instances: N >= 0 cells of one image; not changed.
         confidence: (N,) float32 in [0, 1].
-        config: `keep`, `doubt`.
+        config: `keep`, `doubt`, `sure_share`.
 
     Returns:
         0 to N cells in the same order, source "pseudo", origins kept.
@@ -27,7 +29,9 @@ def teach(instances: Instances, confidence: FloatArray, config: PseudoConfig) ->
         NonFiniteError: a confidence is NaN or infinite; the text names the image.
     """
     _check(instances, confidence)
-    weights = np.where(confidence >= config.keep, confidence, 0).astype(np.float32)
+    sure = confidence >= config.keep
+    enough = confidence[sure].sum() >= config.sure_share * confidence.sum()
+    weights = np.where(sure & enough, confidence, 0).astype(np.float32)
     return _rebuilt(instances, confidence, weights, confidence >= config.doubt)
 
 

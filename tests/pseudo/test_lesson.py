@@ -7,7 +7,7 @@ from loop.masks import from_masks, to_dense
 from loop.pseudo.lesson import known_ground, shown, teach
 from loop.types import Instances, Origin
 
-CONFIG = PseudoConfig(keep=0.7, doubt=0.2)
+CONFIG = PseudoConfig(keep=0.7, doubt=0.2, sure_share=0.5)
 SHAPE = (20, 30)
 
 
@@ -87,3 +87,10 @@ def test_confidences_that_do_not_fit_are_refused(function):
         function(cells(), SURE[:3], CONFIG)
     with pytest.raises(NonFiniteError, match="'a'"):
         function(cells(), np.float32([0.5, np.nan, 0.5, 0.5]), CONFIG)
+
+
+def test_an_image_of_mostly_doubtful_cells_teaches_nothing():
+    doubtful = np.array([0.9, 0.6, 0.5, 0.3], np.float32)  # 0.9 of 2.3 cells to be expected
+    assert not teach(cells(), doubtful, CONFIG).weights.any()
+    laxer = CONFIG.model_copy(update={"sure_share": 0.39})
+    np.testing.assert_allclose(teach(cells(), doubtful, laxer).weights, [0.9, 0, 0, 0])
