@@ -284,7 +284,7 @@ def _prompts(
     if boxes is not None:
         prompts["boxes"] = np.asarray(boxes, np.float64)
     shapes = {name: array.shape for name, array in prompts.items()}
-    p, k = shapes.get("points", (*shapes.get("boxes", (0,)), 0))[:2]
+    p, k = (*shapes.get("points", (*shapes.get("boxes", ()), 0)), 0, 0)[:2]
     expected = {"points": (p, k, 2), "labels": (p, k), "boxes": (p, 4)}
     if not prompts or any(shape != expected[name] for name, shape in shapes.items()):
         raise ShapeError(f"prompts are {shapes}; expected points (P, K, 2) with labels (P, K), boxes (P, 4), or both")

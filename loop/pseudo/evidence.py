@@ -41,7 +41,8 @@ def evidence(fused: Fused, image: UInt8Array, trust: Mapping[str, float]) -> Flo
     - area: ln px; odd_area: |ln(area / median area in the image)|.
     - solidity: area / area of the convex hull; eccentricity: of the ellipse of equal second moments, 0 = circle.
     - at_edge: 1 where the cell touches the image's edge, else 0.
-    - contrast: |mean inside - mean in a ring of 3 px outside, other cells left out| / standard deviation of the image.
+    - contrast: |mean inside - mean in a ring of 3 px outside, other cells left out| / standard deviation of the image;
+      0 where the ring lies in other cells or beyond the image's edge.
     - sharpness: mean gradient on the outline / mean gradient of the image.
     - touching: share of the ring that other cells fill.
     - image_stability, image_score: means of the two logits over the image's cells.
@@ -120,7 +121,10 @@ def _at_edge(cells: Instances) -> BoolArray:
 
 
 class _Scene(NamedTuple):
-    """The image as floats with a frame of RING_PX around it: `pixels` (h, w, C), `gradient` (h, w), `cells` (h, w)."""
+    """The image as floats with a frame of RING_PX around it.
+
+    `pixels` (h, w, C), `gradient` (h, w), `cells` (h, w): how many lie there, -1 in the frame.
+    """
 
     pixels: FloatArray
     gradient: FloatArray
@@ -130,8 +134,7 @@ class _Scene(NamedTuple):
 def _surroundings(cells: Instances, image: UInt8Array) -> Float64Array:
     """(N, 3): contrast with the ring outside, sharpness of the outline, and how far other cells fill the ring."""
     scene = _scene(cells, image)
-    inside = scene.pixels[RING_PX:-RING_PX, RING_PX:-RING_PX]
-    spread = max(float(np.sqrt(inside.reshape(-1, inside.shape[2]).var(axis=0).sum())), 1.0)
+    spread = max(float(np.linalg.norm(cv2.meanStdDev(np.ascontiguousarray(image))[1])), 1.0)
     steepness = max(float(scene.gradient[RING_PX:-RING_PX, RING_PX:-RING_PX].mean()), _SURE)
     ring = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * RING_PX + 1, 2 * RING_PX + 1))
     rows = [_around(box, mask, scene, ring) for box, mask in zip(cells.boxes_xyxy.tolist(), cells.masks, strict=True)]
@@ -147,7 +150,7 @@ def _scene(cells: Instances, image: UInt8Array) -> _Scene:
     pixels = np.pad(image.astype(np.float32), (*frame, (0, 0)), mode="edge")
     smooth = cv2.GaussianBlur(pixels.mean(axis=2), (0, 0), 1.0)
     gradient = cv2.magnitude(cv2.Sobel(smooth, cv2.CV_32F, 1, 0), cv2.Sobel(smooth, cv2.CV_32F, 0, 1))
-    return _Scene(pixels, gradient, np.pad(count, frame))
+    return _Scene(pixels, gradient, np.pad(count, frame, constant_values=-1))
 
 
 def _around(box: Sequence[int], mask: BoolArray, scene: _Scene, element: UInt8Array) -> tuple[float, float, float]:
@@ -155,7 +158,7 @@ def _around(box: Sequence[int], mask: BoolArray, scene: _Scene, element: UInt8Ar
     x0, y0, x1, y1 = box
     place = np.s_[y0 : y1 + 2 * RING_PX, x0 : x1 + 2 * RING_PX]
     own = np.pad(mask, RING_PX).astype(np.uint8)
-    ring = cv2.dilate(own, element) > own
+    ring = (cv2.dilate(own, element) > own) & (scene.cells[place] >= 0)
     others = scene.cells[place] - own > 0
     free = ring & ~others
     pixels = scene.pixels[place]

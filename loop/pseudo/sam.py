@@ -18,7 +18,7 @@ from loop.config import SamConfig
 from loop.data.intensity import stretch
 from loop.data.preprocess import Window, tiles
 from loop.errors import ShapeError
-from loop.metrics.matching import areas, intersections
+from loop.metrics.matching import areas, intersections, iou_matrix
 from loop.models.sam import Answers, batched_nms
 from loop.models.sam_weights import load_sam
 from loop.models.stitch import merge_windows
@@ -41,6 +41,7 @@ COVERED = 0.5
 ZOOM = 1.5
 """Images longer than so many times the network's input side are seen in windows of that side."""
 WINDOW_OVERLAP = 0.2
+_BAND = 200  # cells compared with all others at a time, so that no table is N x N
 
 
 class Promptable(Protocol):
@@ -281,25 +282,26 @@ def _limited(cells: Instances) -> Instances:
 
 def _best(cells: Instances) -> list[int]:
     """Of cells whose masks overlap beyond NMS_IOU the one of the best score, in the given order."""
-    shared, size = intersections(cells, cells), areas(cells)
-    iou = shared / np.maximum(size[:, None] + size - shared, 1)
-    kept: list[int] = []
+    boxes = cells.boxes_xyxy
+    stays = np.zeros(len(cells), np.bool_)
     for i in np.argsort(-cells.scores, kind="stable").tolist():
-        if not (iou[i, kept] > NMS_IOU).any():
-            kept.append(i)
-    return sorted(kept)
+        meets = (boxes[:, :2] < boxes[i, 2:]).all(axis=1) & (boxes[:, 2:] > boxes[i, :2]).all(axis=1)
+        better = np.flatnonzero(stays & meets)
+        stays[i] = not (iou_matrix(cells.take([i]), cells.take(better)) > NMS_IOU).any()
+    return [int(i) for i in np.flatnonzero(stays)]
 
 
 def _added(cells: Instances, more: Instances) -> Instances:
     """`cells`, and those of `more` where there are none of them."""
-    shared = intersections(more, cells)
-    smaller = np.minimum(areas(more)[:, None], areas(cells)[None])
-    new = more.take(np.flatnonzero((shared <= COVERED * smaller).all(axis=1)))
-    both = (cells, new)
+    size, new = areas(cells), [cells]
+    for start in range(0, len(more), _BAND):
+        some = more.take(range(start, min(start + _BAND, len(more))))
+        smaller = np.minimum(areas(some)[:, None], size[None])
+        new.append(some.take(np.flatnonzero((intersections(some, cells) <= COVERED * smaller).all(axis=1))))
     return Instances.build(
         cells.shape,
-        np.concatenate([part.boxes_xyxy for part in both]),
-        [mask for part in both for mask in part.masks],
-        scores=np.concatenate([part.scores for part in both]),
-        weights=np.concatenate([part.weights for part in both]),
+        np.concatenate([part.boxes_xyxy for part in new]),
+        [mask for part in new for mask in part.masks],
+        scores=np.concatenate([part.scores for part in new]),
+        weights=np.concatenate([part.weights for part in new]),
     )

@@ -24,7 +24,7 @@ from loop.models.pix2pix import PatchDiscriminator
 from loop.models.runtime import autocast
 from loop.training.criterion import head_weights, taught
 from loop.training.distributed import Group
-from loop.training.learner import MAX_GRADIENT_NORM, Learner, ramped
+from loop.training.learner import MAX_GRADIENT_NORM, Learner, moments_of, put_moments, ramped
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,9 @@ class AdversarialLearner(Learner):
     `gan_l1_weight` times the weighted mean absolute error of its planes, the heads weighed as in `TrainConfig`; the
     discriminator learns from the planes that the generator made in the same step, and every `PENALTY_EVERY` steps its
     gradient on a person's planes is penalised (R1, so many times as strong). Pixels that do not count are blank in what
-    the discriminator sees, a person's planes and made ones alike. Dropout is drawn from the seed and the step alone.
+    the discriminator sees, a person's planes and made ones alike; beside labelled crops those of pseudo-labelled ones
+    count for it in full as soon as their weight is above 0. `consistency` is not used. Dropout is drawn from the seed
+    and the step alone.
 
     Attributes:
         discriminator: on the group's device.
@@ -181,9 +183,7 @@ class AdversarialLearner(Learner):
     def tensors(self) -> dict[str, Tensor]:
         """As `Learner.tensors`, with the discriminator's and what is watched."""
         found = {f"judge.{name}": tensor for name, tensor in self.discriminator.state_dict().items()}
-        for i, parameter in enumerate(self.discriminator.parameters()):
-            moments = self._opponent.state.get(parameter, {})
-            found |= {f"judge_adam.{i}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+        found |= moments_of(self._opponent, self.discriminator, "judge_adam")
         found |= {f"good.{i}": tensor for i, tensor in enumerate([*self._good, *self._fresh])}
         found["watch"] = torch.tensor(astuple(self._watch), dtype=torch.float64)
         found["last"] = self._last
@@ -197,14 +197,7 @@ class AdversarialLearner(Learner):
         super().restore(tensors, steps)
         state = {name.removeprefix("judge."): t for name, t in tensors.items() if name.startswith("judge.")}
         self.discriminator.load_state_dict(state)
-        for i, parameter in enumerate(self.discriminator.parameters()):
-            prefix = f"judge_adam.{i}."
-            moments = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            if moments:
-                self._opponent.state[parameter] = {
-                    name: tensor.clone() if name == "step" else torch.empty_like(parameter).copy_(tensor)
-                    for name, tensor in moments.items()
-                }
+        put_moments(self._opponent, self.discriminator, tensors, "judge_adam")
         for i, kept in enumerate([*self._good, *self._fresh]):
             kept.copy_(tensors[f"good.{i}"])
         self._watch = Watch(*tensors["watch"].tolist())
@@ -214,22 +207,14 @@ class AdversarialLearner(Learner):
     def _accumulate(self, batches: list[Batch]) -> Tensor:
         """Leaves the mean gradients of both networks in their parameters; the generator's mean loss."""
         self._opponent.zero_grad(set_to_none=True)
-        pieces = [
-            (batch.part(start, start + self._most), len(batch.image) * len(batches))
-            for batch in batches
-            for start in range(0, len(batch.image), self._most)
-        ]
-        total = torch.zeros((), device=self._group.device)
         self._of_step = torch.zeros(5, device=self._group.device)
-        for piece, of in pieces:
-            total += self._learn(piece, len(piece.image) / of)
-        return total
+        return super()._accumulate(batches)
 
     def _learn(self, piece: Batch, share: float) -> Tensor:
-        """Adds the gradients of a piece, of which `share` of a step's crops are, to both networks."""
+        """As `Learner._learn`, for both networks."""
         device, config = self._group.device, self._config
         image = torch.from_numpy(piece.image).to(device).contiguous(memory_format=torch.channels_last)
-        truth = ramped(taught(piece, device), piece, self._ramp)
+        truth, factor = ramped(taught(piece, device), piece, self._ramp)
         counts = (truth.weight > 0).float()
         with autocast(device, config.precision):
             logits = self._call(image)
@@ -238,20 +223,20 @@ class AdversarialLearner(Learner):
         self.discriminator.requires_grad_(False)
         adversarial = generator_loss(self._scores(image, made * counts))
         loss = adversarial + config.gan_l1_weight * l1
-        torch.autograd.backward(share * loss)
+        torch.autograd.backward(share * factor * loss)
         self.discriminator.requires_grad_(True)
         real = self._scores(image, truth.target * counts)
         fake = self._scores(image, made.detach() * counts)
         judged = discriminator_loss(real, fake, smooth=config.gan_smooth)
-        torch.autograd.backward(share * judged)
+        torch.autograd.backward(share * factor * judged)
         if config.gan_penalty and self.steps % PENALTY_EVERY == 0:
             known = (truth.target * counts).requires_grad_()
             with torch.autocast(device.type, enabled=False):
                 penalty = gradient_penalty(self.discriminator(image, known), known)
-            torch.autograd.backward(share * config.gan_penalty * PENALTY_EVERY * penalty)
+            torch.autograd.backward(share * factor * config.gan_penalty * PENALTY_EVERY * penalty)
         scores = [real.float().sigmoid().mean(), fake.float().sigmoid().mean()]
         self._of_step += share * torch.stack([l1, adversarial, judged, *scores]).detach()
-        return share * loss.detach()
+        return share * factor * loss.detach()
 
     def _scores(self, image: Tensor, planes: Tensor) -> Tensor:
         with autocast(self._group.device, self._config.precision):

@@ -68,8 +68,8 @@ class Learner:
         """One optimiser step on the mean gradient of some batches of all processes; their mean loss, () on the device.
 
         A batch that does not fit into the GPU's memory is taken in pieces from then on, halved until they fit; the
-        pieces' gradients are summed. Dice, and a sparse net's count of cells, are then of the piece, no longer of the
-        batch; all else is taught as before.
+        pieces' gradients are summed. Dice, means over the pixels' weights, and a sparse net's count of cells, are then
+        of the piece, no longer of the batch; all else is taught as before.
 
         Args:
             batches: at least one.
@@ -125,10 +125,14 @@ class Learner:
         total = torch.zeros((), device=self._group.device)
         for number, (piece, of) in enumerate(pieces, start=1):
             with self._alone(number < len(pieces)):
-                loss = self._loss(piece) * (len(piece.image) / of)
-                loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+                total += self._learn(piece, len(piece.image) / of)
         return total
+
+    def _learn(self, piece: Batch, share: float) -> Tensor:
+        """Adds the gradients of a piece, of which `share` of a step's crops are; so much of its loss."""
+        loss = self._loss(piece) * share
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     def _alone(self, alone: bool) -> AbstractContextManager[None]:
         """Keeps the gradients to this process; the last backward pass of a step sends their sum to the others."""
@@ -141,8 +145,8 @@ class Learner:
         image = torch.from_numpy(batch.image).to(device, non_blocking=True)
         with autocast(device, self._config.precision):
             output = self._call(image.contiguous(memory_format=torch.channels_last))
-        truth = ramped(taught(batch, device), batch, self._ramp)
-        loss = criterion(output, truth, self.lesson.heads, self._config)
+        truth, share = ramped(taught(batch, device), batch, self._ramp)
+        loss = share * criterion(output, truth, self.lesson.heads, self._config)
         dense = output.dense if isinstance(output, SparseOutput) else output
         if batch.weak is None or batch.pseudo is None or not batch.pseudo.any() or dense is None:
             return loss
@@ -191,9 +195,7 @@ class Learner:
         """Everything that a training goes on from, but for `steps`: weights, averages and the optimiser's moments."""
         found = {f"net.{name}": tensor for name, tensor in self.net.state_dict().items()}
         found |= {f"average.{i}": tensor for i, tensor in enumerate(self.average.tensors)}
-        for i, parameter in enumerate(self.net.parameters()):
-            moments: Mapping[str, Any] = self._optimiser.state.get(parameter, {})
-            found |= {f"adam.{i}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+        found |= moments_of(self._optimiser, self.net, "adam")
         return {name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}
 
     @torch.no_grad()
@@ -205,22 +207,44 @@ class Learner:
         """
         weights = {name.removeprefix("net."): t for name, t in tensors.items() if name.startswith("net.")}
         self.net.load_state_dict(weights)
-        for i, (parameter, average) in enumerate(zip(self.net.parameters(), self.average.tensors, strict=True)):
+        for i, average in enumerate(self.average.tensors):
             average.copy_(tensors[f"average.{i}"])
-            prefix = f"adam.{i}."
-            moments = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-            if moments:
-                self._optimiser.state[parameter] = {
-                    name: tensor.clone() if name == "step" else torch.empty_like(parameter).copy_(tensor)
-                    for name, tensor in moments.items()
-                }
+        put_moments(self._optimiser, self.net, tensors, "adam")
         self.steps = steps
 
 
-def ramped(truth: Taught, batch: Batch, ramp: float) -> Taught:
-    """What is taught, the pseudo-labelled crops counting `ramp` times as much as they would."""
+def moments_of(optimiser: torch.optim.Optimizer, net: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """What an optimiser remembers of a net's parameters, named PREFIX.i.NAME for the i-th."""
+    found: dict[str, Tensor] = {}
+    for i, parameter in enumerate(net.parameters()):
+        moments: Mapping[str, Any] = optimiser.state.get(parameter, {})
+        found |= {f"{prefix}.{i}.{name}": torch.as_tensor(value) for name, value in moments.items()}
+    return found
+
+
+@torch.no_grad()
+def put_moments(optimiser: torch.optim.Optimizer, net: nn.Module, tensors: Mapping[str, Tensor], prefix: str) -> None:
+    """Gives an optimiser back what `moments_of` found, copied to where the parameters are."""
+    for i, parameter in enumerate(net.parameters()):
+        own = f"{prefix}.{i}."
+        moments = {name.removeprefix(own): tensor for name, tensor in tensors.items() if name.startswith(own)}
+        if moments:
+            optimiser.state[parameter] = {
+                name: tensor.clone() if name == "step" else torch.empty_like(parameter).copy_(tensor)
+                for name, tensor in moments.items()
+            }
+
+
+def ramped(truth: Taught, batch: Batch, ramp: float) -> tuple[Taught, float]:
+    """What is taught, the pseudo-labelled crops counting `ramp` times as much, and a factor for the loss.
+
+    Losses are means over the weights, in which a factor that all crops have cancels: where all are pseudo-labelled the
+    weights stay and the loss is multiplied by `ramp`; else by 1.
+    """
     if batch.pseudo is None or ramp == 1:
-        return truth
+        return truth, 1.0
+    if batch.pseudo.all():
+        return truth, ramp
     factors = torch.from_numpy(batch.pseudo).to(truth.weight.device) * (ramp - 1.0) + 1.0
     weights = [own * factor for own, factor in zip(truth.mask_weights, factors, strict=False)]
-    return truth._replace(weight=truth.weight * factors[:, None, None, None], mask_weights=weights)
+    return truth._replace(weight=truth.weight * factors[:, None, None, None], mask_weights=weights), 1.0

@@ -31,7 +31,8 @@ def train_mask_rcnn(
     """The file that it writes: {"for_cells": True, "state": the state dict}, for pseudo.weights.mask_rcnn.
 
     AdamW over augmented crops, the rate rising over the first tenth of the steps and falling to 0 along a cosine; the
-    losses are torchvision's own, summed. A cell of weight 0 counts as background: Mask R-CNN knows no ignored pixels.
+    losses are torchvision's own, summed. A cell of weight 0, and one outside the known ground that is not drawn, count
+    as background: Mask R-CNN knows no ignored pixels.
 
     Args:
         samples: at least one labelled image.

@@ -282,6 +282,7 @@ def test_no_prompts_no_masks(sam):
     [
         {},
         {"points": np.zeros((2, 2))},
+        {"points": [1, 2]},
         {"points": np.zeros((2, 1, 2)), "point_labels": np.zeros((2, 2))},
         {"boxes": np.zeros((2, 3))},
         {"points": np.zeros((2, 1, 2)), "boxes": np.zeros((3, 4))},

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from skimage.measure import regionprops
@@ -87,6 +88,41 @@ def test_a_cell_that_stands_out_has_contrast_and_a_sharp_outline(channels, brigh
     np.testing.assert_allclose(column(table, "contrast"), [100 * np.sqrt(channels) / spread, 0], rtol=1e-4, atol=1e-6)
     assert column(table, "sharpness")[0] > 5
     assert column(table, "sharpness")[1] == 0
+
+
+@pytest.mark.parametrize("place", [(0, 20), (28, 20), (10, 0), (10, 48), (0, 0)])
+def test_a_cell_at_the_edge_has_the_contrast_of_one_in_the_middle(place):
+    """What lies beyond the image is no ground that a cell could be told from."""
+    y, x = place
+    found = []
+    for cell in (box(14, 24, 26, 36), box(y, x, y + 12, x + 12)):
+        image = np.full((*SHAPE, 3), 50, np.uint8)
+        image[cell] = 150
+        found.append(float(column(evidence(fused_of([cell]), image, {}), "contrast")[0]))
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+
+
+def test_neighbours_fill_the_ring_at_the_edge_as_in_the_middle():
+    pairs = ([box(14, 20, 26, 32), box(14, 32, 26, 44)], [box(0, 20, 40, 32), box(0, 32, 40, 44)])
+    middle, across = (column(evidence(fused_of(pair), BLACK, {}), "touching")[0] for pair in pairs)
+    assert middle < across
+    assert across == pytest.approx(0.5)
+
+
+def test_the_spread_of_a_large_image_is_exact():
+    shape = (900, 900)
+    image = np.random.default_rng(0).integers(100, 256, (*shape, 3), dtype=np.uint8)
+    mask = np.zeros(shape, bool)
+    mask[400:440, 400:440] = True
+    image[mask] = 20
+    cells = from_masks([mask], shape, source="pseudo")
+    fused = Fused(cells, np.ones((1, 1), np.float32), ("a",), np.ones(1, np.float32))
+    ring = cv2.dilate(mask.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))).astype(bool) & ~mask
+    apart = image[mask].mean(axis=0) - image[ring].mean(axis=0)
+    spread = np.sqrt(sum(image[..., c].astype(np.float64).var() for c in range(3)))
+    np.testing.assert_allclose(
+        column(evidence(fused, image, {}), "contrast"), [np.linalg.norm(apart) / spread], rtol=2e-6
+    )
 
 
 def test_neighbours_fill_the_ring():

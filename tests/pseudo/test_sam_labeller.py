@@ -1,8 +1,6 @@
 import csv
 import importlib
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +10,12 @@ from scipy import ndimage
 
 from loop.config import PseudoConfig
 from loop.data.intensity import stretch
-from loop.errors import CheckpointError, ConfigError, ShapeError
+from loop.errors import CheckpointError, ShapeError
 from loop.masks import from_label_image, from_masks, to_dense
 from loop.models.sam import Answers, segment_anything
 from loop.models.sam_weights import Architecture, build_sam, load_sam
 from loop.pseudo.base import Tools
 from loop.pseudo.sam import SamLabeller, agreement, one_piece, peaks, sam
-from loop.pseudo.sam2 import sam2
 from loop.rings import Crop, crop_mask
 from loop.types import Instances
 
@@ -327,78 +324,3 @@ def test_no_checkpoint_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CELLOOP_HOME", str(tmp_path))
     with pytest.raises(CheckpointError, match=r"sam_vit_b_01ec64\.pth is not there.*goes on without SAM"):
         sam(tools())
-
-
-def sam2_tools(weights):
-    return Tools(PseudoConfig(weights=weights), "cpu", lambda _: pytest.fail("not asked for"))
-
-
-def test_sam2_says_what_is_missing(monkeypatch, tmp_path):
-    with pytest.raises(ConfigError, match="no weights"):
-        sam2(sam2_tools({}))
-    with pytest.raises(ConfigError, match="SIZE one of tiny"):
-        sam2(sam2_tools({"sam2": "something.pt"}))
-    monkeypatch.setitem(sys.modules, "sam2.build_sam", None)
-    with pytest.raises(ConfigError, match="needs the package sam2"):
-        sam2(sam2_tools({"sam2": "sam2.1_hiera_small.pt"}))
-
-
-def stub_sam2(monkeypatch, build):
-    class Predictor:
-        def __init__(self, model):
-            assert model.image_size == 64
-
-        def set_image(self, image):
-            assert image.shape[2] == 3
-            self.shape = image.shape[:2]
-
-        def predict(self, point_coords, point_labels, box=None, *, multimask_output, return_logits):
-            assert return_logits
-            n, per = len(point_coords), 3 if multimask_output else 1
-            logits = np.full((n, per, *self.shape), -5, np.float32)
-            for i, (x, y) in enumerate(point_coords[:, 0].astype(int)):
-                logits[i, :, max(0, y - 4) : y + 4, max(0, x - 4) : x + 4] = 5
-            iou = np.full((n, per), 1.5, np.float32)
-            return (logits[0], iou[0], None) if n == 1 else (logits, iou, None)  # as the package squeezes
-
-    for name, contents in {
-        "sam2": {},
-        "sam2.build_sam": {"build_sam2": build},
-        "sam2.sam2_image_predictor": {"SAM2ImagePredictor": Predictor},
-    }.items():
-        module = ModuleType(name)
-        module.__dict__.update(contents)
-        monkeypatch.setitem(sys.modules, name, module)
-
-
-def test_sam2_through_a_stub_of_its_predictor(monkeypatch, tmp_path):
-    asked = []
-
-    def build(settings, path, *, device):
-        asked.append((settings, Path(path).name, device))
-        return SimpleNamespace(image_size=64)
-
-    stub_sam2(monkeypatch, build)
-    path = tmp_path / "sam2.1_hiera_base_plus.pt"
-    with pytest.raises(CheckpointError, match="is not there"):
-        sam2(sam2_tools({"sam2": str(path)}))
-    path.write_bytes(b"abc")
-    labeller = sam2(sam2_tools({"sam2": str(path)}))
-    assert asked == [("configs/sam2.1/sam2.1_hiera_b+.yaml", path.name, "cpu")]
-    assert labeller.version == "sam2:sam2.1_hiera_base_plus-ba7816bf"
-    hint = from_label_image(scene(cells=((5, 5, 8, 8), (20, 30, 8, 8), (6, 40, 8, 8), (30, 5, 8, 8), (30, 50, 8, 8))))
-    cells, stability = labeller.propose(np.zeros((40, 60, 1), np.uint8), hint=hint)
-    assert len(cells) == 5
-    assert cells.scores.tolist() == [1] * 5
-    assert stability.tolist() == [1] * 5
-
-
-def test_sam2_names_broken_weights(monkeypatch, tmp_path):
-    def build(settings, path, *, device):
-        raise RuntimeError("missing keys")
-
-    stub_sam2(monkeypatch, build)
-    path = tmp_path / "sam2_hiera_tiny.pt"
-    path.write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"configs/sam2/sam2_hiera_t\.yaml: missing keys"):
-        sam2(sam2_tools({"sam2": str(path)}))

@@ -124,6 +124,19 @@ def test_pseudo_labelled_crops_count_as_the_ramp_says(samples):
     assert same(*found)
 
 
+def test_the_ramp_holds_for_both_networks_where_all_crops_are_pseudo_labelled(samples):
+    batch = CropStream(samples, NET, FOUR, AdversarialLearner(NET, FOUR, ALONE).lesson).batch(0)
+    batch = batch._replace(pseudo=np.ones(4, bool))
+    found = []
+    for ramp in (1.0, 0.01):
+        learner = AdversarialLearner(NET, config(gan_l1_weight=1.0), ALONE)  # gradients that are not clipped
+        loss = learner.step([batch], 1e-3, ramp)
+        nets = (learner.net, learner.discriminator)
+        found.append([float(loss), *(torch.cat([p.grad.flatten() for p in net.parameters()]) for net in nets)])
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(torch.as_tensor(part), 0.01 * torch.as_tensor(whole), rtol=1e-3, atol=1e-7)
+
+
 def test_pieces_teach_what_the_whole_does(samples, monkeypatch):
     """Both networks get the same gradients from a batch and from its halves; dropout, drawn anew, is left out."""
     monkeypatch.setattr("loop.models.pix2pix.DROPOUT", 0.0)

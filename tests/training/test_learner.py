@@ -194,18 +194,34 @@ def test_the_ramp_scales_what_pseudo_crops_teach(samples):
     learner = Learner(DENSE, settings, ALONE)
     batch = CropStream(samples[:1], DENSE, settings, learner.lesson, samples[1:]).batch(0)
     truth = taught(batch, ALONE.device)
-    half = ramped(truth, batch, 0.5)
+    half, factor = ramped(truth, batch, 0.5)
     expected = batch.weight * np.where(batch.pseudo, 0.5, 1.0).astype(np.float32)[:, None, None, None]
     np.testing.assert_allclose(half.weight.numpy(), expected)
-    assert ramped(truth, batch, 1.0) is truth
-    without = ramped(truth, batch, 0.0)
+    assert factor == 1
+    assert ramped(truth, batch, 1.0) == (truth, 1)
+    without, _ = ramped(truth, batch, 0.0)
     assert not without.weight[torch.from_numpy(batch.pseudo)].any()
+
+
+@pytest.mark.parametrize("model", [DENSE, SPARSE])
+@pytest.mark.parametrize("crops", [1, 2])
+def test_the_ramp_holds_where_all_crops_are_pseudo_labelled(samples, model, crops):
+    """The losses are means over the weights, so weights that are all a tenth would teach as much as ones."""
+    found = []
+    for ramp in (1.0, 0.1):
+        learner = Learner(model, config(dice=True), ALONE)
+        batch = CropStream(samples, model, FOUR, learner.lesson).batch(0).part(0, crops)
+        learner._ramp = ramp
+        loss = learner._gradients([batch._replace(pseudo=np.ones(crops, bool))])
+        found.append([loss, *(p.grad for p in learner.net.parameters())])
+    for whole_lesson, tenth in zip(*found, strict=True):
+        torch.testing.assert_close(tenth, 0.1 * whole_lesson, rtol=1e-3, atol=1e-6)
 
 
 def test_the_ramp_scales_the_cells_of_a_sparse_network(samples):
     learner = Learner(SPARSE, FOUR, ALONE)
     batch = CropStream(samples[:1], SPARSE, FOUR, learner.lesson, samples[1:]).batch(0)
-    scaled = ramped(taught(batch, ALONE.device), batch, 0.25)
+    scaled, _ = ramped(taught(batch, ALONE.device), batch, 0.25)
     for is_pseudo, before, after in zip(batch.pseudo, batch.mask_weights, scaled.mask_weights, strict=True):
         np.testing.assert_allclose(after.numpy(), before * (0.25 if is_pseudo else 1.0))
 
