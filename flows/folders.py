@@ -166,6 +166,7 @@ def predict_folder(
         out: made if missing.
         formats: some of the above.
         tta: how many of the eight flips and quarter turns of an image are looked at; None = as the model was stored.
+            Not with labellers, which look as `pseudo.views` says.
         device: "auto", "cpu" or "cuda".
         labellers: who proposes the masks in place of the model alone, see `flows.finders.labeller_finder`.
         config: settings of the labellers.
@@ -179,6 +180,8 @@ def predict_folder(
     unknown = sorted(set(formats) - set(FORMATS))
     if unknown:
         raise InputError(f"unknown format {', '.join(unknown)}; choose from {', '.join(FORMATS)}")
+    if labellers and tta is not None:
+        raise InputError(f"--tta {tta} is for a model alone; how often labellers look is pseudo.views in the settings")
     if labellers:
         find = labeller_finder(labellers, config or LoopConfig(), model=model, device=device)
     elif model is not None:

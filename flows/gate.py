@@ -17,6 +17,9 @@ from loop.types import Instances, Sample
 
 logger = logging.getLogger(__name__)
 
+PSEUDO_FIGURES = ("labelled_ap", "mixed_ap", "labelled_share", "pseudo_gain", "pseudo_low", "pseudo_high")
+"""What a gate measures of pseudo-labels beside what it measures of the chosen challenger."""
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -36,7 +39,7 @@ def gate(
     `gate.margin`. Where there is a `mixed` challenger too, the one of the higher AP on the hold-out meets the champion,
     at equal AP the one without pseudo-labels. The numbers and the sentence are kept in the model version's tags. Asked
     again for the same versions on the same hold-out, it decides the same. A model that a person rolled back does not
-    come back.
+    come back. Where one of the two is the champion already (the same labels under other settings), the other meets it.
 
     Args:
         context: the project.
@@ -46,19 +49,22 @@ def gate(
     """
     champion = context.registry.champion()
     versions = [version] if mixed is None else [version, mixed]
-    if champion is not None and champion.version in {candidate.version for candidate in versions}:
+    others = [candidate for candidate in versions if champion is None or candidate.version != champion.version]
+    if champion is not None and len(others) < len(versions) and all(_was_met(champion, other) for other in others):
         return _decided(champion)
     back = next((candidate for candidate in versions if candidate.decision == "rolled back"), None)
     if champion is not None and back is not None:
         reason = f"{back.label} was rolled back ({back.reason}); {champion.label} stays until there are new labels"
-        return Decision("refused", reason, back.metrics)
+        return Decision("refused", reason, {k: v for k, v in back.metrics.items() if k not in PSEUDO_FIGURES})
     chosen, comparison = version, _Comparison({}, "")
     if mixed is not None:
         chosen, comparison = _better(context, version, mixed, holdout)
+    if champion is not None and chosen.version == champion.version:
+        return _stays(context, champion, others[0], holdout, comparison)
     context.registry.set_challenger(chosen)
     decision = _decide(context, chosen, champion, holdout, comparison)
-    flat = {key: value for key, value in decision.metrics.items() if isinstance(value, int | float)}
-    for loser in versions:
+    flat = _flat(decision.metrics)
+    for loser in others:
         if loser.version != chosen.version:
             context.registry.refuse(loser, f"{chosen.label} met the champion: {comparison.sentence}", flat)
     if decision.outcome == "refused":
@@ -83,18 +89,63 @@ def _better(
     settings = context.config.gate
     alone, both = _predicted(context, labelled, holdout), _predicted(context, mixed, holdout)
     measured = [s for s in holdout if s.image.image_id in alone and s.image.image_id in both]
+    if not measured:
+        return labelled, _Comparison({}, "whether pseudo-labels help cannot be said without a hold-out image")
     labelled_ap, mixed_ap = (float(_metrics(found, measured)["ap"]) for found in (alone, both))
-    metrics = {"labelled_ap": labelled_ap, "mixed_ap": mixed_ap}
-    words = "helped" if mixed_ap > labelled_ap else "did not help"
-    sentence = f"pseudo-labels {words}: AP {mixed_ap:.3f} with them, {labelled_ap:.3f} without"
-    if measured:
-        interval = _interval(both, alone, measured, settings)
-        metrics |= {"pseudo_gain": interval.mean, "pseudo_low": interval.low, "pseudo_high": interval.high}
-        sentence += (
-            f", mean gain per image {interval.mean:+.3f}, {settings.confidence:.0%} interval "
-            f"{interval.low:+.3f} to {interval.high:+.3f}"
-        )
+    interval = _interval(both, alone, measured, settings)
+    metrics = {
+        "labelled_ap": labelled_ap,
+        "mixed_ap": mixed_ap,
+        "labelled_share": context.config.pseudo.labelled_only,
+        "pseudo_gain": interval.mean,
+        "pseudo_low": interval.low,
+        "pseudo_high": interval.high,
+    }
+    sentence = (
+        f"{_verdict(interval, len(measured), settings)}: AP {mixed_ap:.3f} with them, {labelled_ap:.3f} without"
+        f"{_handicap(context.config.pseudo.labelled_only)}, mean gain per image {interval.mean:+.3f}, "
+        f"{settings.confidence:.0%} interval {interval.low:+.3f} to {interval.high:+.3f}"
+    )
     return mixed if mixed_ap > labelled_ap else labelled, _Comparison(metrics, sentence)
+
+
+def _verdict(interval: Interval, n: int, settings: GateConfig) -> str:
+    """What the comparison shows, no more than its interval and the number of images allow."""
+    if n >= settings.min_images and interval.low > 0:
+        return "pseudo-labels helped"
+    if n >= settings.min_images and interval.high < 0:
+        return "pseudo-labels did harm"
+    return "pseudo-labels are not shown to help"
+
+
+def _handicap(share: float) -> str:
+    """How the challenger without pseudo-labels was put at a disadvantage; "" = it was not."""
+    return "" if share == 1 else f" (the one without had {share:.0%} of the training)"
+
+
+def _flat(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+
+
+def _was_met(champion: ModelVersion, other: ModelVersion) -> bool:
+    """Whether both were decided of together, by an earlier try of the same gate."""
+    return bool(other.decision) and other.metrics == champion.metrics
+
+
+def _stays(
+    context: LoopContext,
+    champion: ModelVersion,
+    other: ModelVersion,
+    holdout: Sequence[Sample],
+    comparison: _Comparison,
+) -> Decision:
+    """The champion, which learnt from the same people's labels before, is no worse than the new challenger."""
+    predicted = _predicted(context, champion, holdout)
+    metrics = _metrics(predicted, [s for s in holdout if s.image.image_id in predicted]) | comparison.metrics
+    reason = f"{other.label} is not better than the champion {champion.label}, which stays; {comparison.sentence}"
+    context.registry.refuse(other, reason, _flat(metrics))
+    logger.info("gate of %s: refused (%s)", context.project_name, reason)
+    return Decision("refused", reason, metrics)
 
 
 def _interval(

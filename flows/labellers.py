@@ -1,8 +1,10 @@
 """Who proposes pseudo-labels in a project: built from its models and weights, asked once for each image."""
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from flows.audit import proposal_store, standings
@@ -11,6 +13,7 @@ from flows.gate import gate
 from flows.predict import load_segmenter, predict_images
 from flows.retrain import Lesson, challenger, context_of_kind, keep_back
 from loop.adapters.mlflow_registry import ModelVersion
+from loop.config import PseudoConfig
 from loop.data.predictions import StoredPrediction
 from loop.data.proposals import StoredProposal
 from loop.data.snapshot import load_snapshot
@@ -27,6 +30,8 @@ from loop.types import FloatArray, ImageRef, Instances, Sample, UInt8Array
 logger = logging.getLogger(__name__)
 
 CHAMPION = "champion"
+PROMPTED = ("sam", "sam2")
+"""Labellers that the champion's cells prompt, unless `pseudo.sam.mode` is automatic."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,16 @@ class Crew:
 
     Attributes:
         labellers: those that could be built, as the settings name them.
+        versions: name -> under which version its proposals are kept: its own, and where the champion's cells prompt it
+            "@" and the champion's, as other hints give other cells; "+" and a hash where `pseudo` lets it look in
+            another way than by default.
         missing: name -> why it could not be built.
         learnt: name -> ids of the images that it has learnt from, or that its hints come from.
         skipped: name -> the images on which it failed or was not believed, as `image: reason`; filled as it works.
     """
 
     labellers: tuple[Labeller, ...]
+    versions: Mapping[str, str]
     missing: Mapping[str, str]
     learnt: Mapping[str, frozenset[str]]
     skipped: dict[str, list[str]] = field(default_factory=dict)
@@ -81,12 +90,31 @@ def gather(context: LoopContext, champion: ModelVersion) -> Crew:
     for name, reason in missing.items():
         logger.warning("labeller %s of %s is left out: %s", name, context.project_name, reason)
     learnt: dict[str, frozenset[str]] = {}
+    kept: dict[str, str] = {}
     for labeller in built:
-        if labeller.name in versions:
-            learnt[labeller.name] = learnt_from(context, versions[labeller.name])
-        else:
-            learnt[labeller.name] = learnt_from(context, champion) if labeller.needs_hint else frozenset()
-    return Crew(tuple(built), missing, learnt)
+        prompted = _is_prompted(labeller, context.config.pseudo)
+        teacher = versions.get(labeller.name, champion if prompted else None)
+        learnt[labeller.name] = frozenset() if teacher is None else learnt_from(context, teacher)
+        hinted = f"@{champion.label}" if prompted else ""
+        kept[labeller.name] = f"{labeller.version}{hinted}{_way(labeller.name, context.config.pseudo)}"
+    return Crew(tuple(built), kept, missing, learnt)
+
+
+def _is_prompted(labeller: Labeller, config: PseudoConfig) -> bool:
+    return labeller.needs_hint or (labeller.name in PROMPTED and config.sam.mode != "automatic")
+
+
+def _way(name: str, config: PseudoConfig) -> str:
+    """How a labeller looks at an image: "+" and a hash, or "" where that is as by default."""
+    ways: list[list[str | int | bool]]
+    both = (config, PseudoConfig())
+    if name in PROMPTED:
+        ways = [[c.sam.mode, c.sam.points_per_side, c.sam.hsv_filter] for c in both]
+    elif name == CHAMPION or name in SEGMENTERS:
+        ways = [[c.views] for c in both]
+    else:
+        return ""
+    return "" if ways[0] == ways[1] else "+" + hashlib.sha256(json.dumps(ways[0]).encode()).hexdigest()[:6]
 
 
 def _version_of(context: LoopContext, kind: str, champion: ModelVersion) -> ModelVersion:
@@ -136,7 +164,8 @@ def propose(
     """
     found: dict[str, Proposal] = {}
     for labeller in crew.labellers:
-        store = proposal_store(context, labeller.name, labeller.version)
+        version = crew.versions[labeller.name]
+        store = proposal_store(context, labeller.name, version)
         stored = store.load(image)
         is_new = stored is None
         if stored is None:
@@ -145,7 +174,7 @@ def propose(
             except Exception as error:  # whatever a labeller's package raises costs this image only
                 _skip(crew, labeller, image, str(error) or type(error).__name__)
                 continue
-            stored = StoredProposal(made.instances, made.stability)
+            stored = StoredProposal(replace(made.instances, model_version=version), made.stability)
         try:
             _check_number(labeller, len(stored.instances), context.config.pseudo.max_cells)
             if is_new:
@@ -168,8 +197,9 @@ def _check_number(labeller: Labeller, n: int, most: int) -> None:
 
 
 class Seen(NamedTuple):
-    """One image as the labellers see it: their proposals, the fused cells, and what speaks for each, (N, F)."""
+    """One image as the labellers see it: (H, W, C), their proposals, the fused cells, what speaks for each (N, F)."""
 
+    pixels: UInt8Array
     proposals: dict[str, Proposal]
     fused: Fused
     features: FloatArray
@@ -200,7 +230,7 @@ class Panel:
         """Version, say and skipped images of each labeller, by its name."""
         return {
             labeller.name: {
-                "version": labeller.version,
+                "version": self.crew.versions[labeller.name],
                 "trust": 0.0 if self.is_shadow else self.trust[labeller.name],
                 "skipped": list(self.crew.skipped.get(labeller.name, [])),
             }
@@ -222,15 +252,23 @@ class Panel:
             logger.warning("%s is not looked at by the labellers: %s", image.image_id, error)
             return None
         found = propose(self._context, self.crew, image, pixels, hint.instances if hint else None)
+        return self._fused(found, pixels, image.image_id, self.trust)
+
+    def all_believed(self, seen: Seen) -> Seen:
+        """The same image as if those who are switched off had a say: what they would teach."""
+        trust = {name: value or 1.0 for name, value in self.trust.items()}
+        return self._fused(seen.proposals, seen.pixels, seen.fused.instances.image_id, trust)
+
+    def _fused(self, found: dict[str, Proposal], pixels: UInt8Array, image_id: str, trust: Mapping[str, float]) -> Seen:
         fused = fuse_proposals(
             found,
-            self.trust,
+            trust,
             self._context.config.pseudo,
-            shape=(image.height, image.width),
-            image_id=image.image_id,
+            shape=(pixels.shape[0], pixels.shape[1]),
+            image_id=image_id,
             min_area=self._context.config.instances.min_area,
         )
-        return Seen(found, fused, evidence(fused, pixels, self.trust))
+        return Seen(pixels, found, fused, evidence(fused, pixels, trust))
 
 
 def further_kinds(context: LoopContext) -> list[str]:

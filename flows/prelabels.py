@@ -20,12 +20,20 @@ from loop.types import Selection
 logger = logging.getLogger(__name__)
 
 
-def last_calibrator(context: LoopContext) -> Calibrator | None:
-    """The calibrator of the last round that fitted one for the labellers of the settings; None without."""
-    wanted = set(context.config.pseudo.labellers)
-    for row in reversed(context.index.rounds(context.project_name)):
-        name = row.pseudo.get("calibrator", "")
-        if not name or {*row.pseudo["labellers"], *row.pseudo["missing"]} != wanted:
+def calibrator_for(context: LoopContext, panel: Panel, champion: ModelVersion) -> Calibrator | None:
+    """The newest calibrator that holds for these labellers; None without.
+
+    It was fitted for the very versions that speak now, or in the last round that looked for pseudo-labels, whose models
+    may have replaced those that it was fitted for: then it is the best guess, for a champion of the same network only,
+    until there are labels that the new ones have not learnt from. It shows, and never teaches.
+    """
+    speaking = dict(panel.crew.versions)
+    rows = [row.pseudo for row in context.index.rounds(context.project_name) if row.pseudo.get("snapshot")]
+    for place, document in enumerate(reversed(rows)):
+        name = document.get("calibrator", "")
+        fitted = {labeller: found["version"] for labeller, found in document.get("labellers", {}).items()}
+        same_network = document.get("network", "") == champion.tags.get("network", "")
+        if not name or not (fitted == speaking or (place == 0 and fitted.keys() == speaking.keys() and same_network)):
             continue
         try:
             return Calibrator.from_dict(json.loads((proposals_dir(context) / name).read_text(encoding="utf-8")))
@@ -40,7 +48,7 @@ def prelabels(
     predictions: Mapping[str, StoredPrediction],
     selections: Sequence[Selection],
     told: Callable[[int, int], None] | None = None,
-) -> tuple[dict[str, StoredPrediction], bool]:
+) -> tuple[dict[str, StoredPrediction], frozenset[str]]:
     """The predictions to publish: cells fused from all labellers, the score of each its confidence.
 
     Uncertainty and embedding stay the champion's. Where it is the only labeller and nothing is calibrated, its own
@@ -55,27 +63,30 @@ def prelabels(
         told: called as told(done, total).
 
     Returns:
-        Predictions by image id, and whether the scores are calibrated confidences.
+        Predictions by image id, and the ids of those whose scores are calibrated confidences.
     """
-    calibrator = last_calibrator(context)
     alone = set(context.config.pseudo.labellers) <= {CHAMPION, context.config.model.name}
-    if calibrator is None and alone:
-        return dict(predictions), False
+    if alone and not any(row.pseudo.get("calibrator") for row in context.index.rounds(context.project_name)):
+        return dict(predictions), frozenset()
     panel = Panel(context, champion)
     if panel.is_shadow:
         logger.warning("no labeller of %s may speak; the champion's own cells are published", context.project_name)
-        return dict(predictions), False
+        return dict(predictions), frozenset()
+    calibrator = calibrator_for(context, panel, champion)
+    if alone and calibrator is None:
+        return dict(predictions), frozenset()
     config = context.config.pseudo
     rank = {selection.image_id: selection.rank for selection in selections}
     rows = [r for r in context.index.images(context.project_name, state="open") if r.image_id in predictions]
     rows.sort(key=lambda r: (rank.get(r.image_id, np.inf), -predictions[r.image_id].uncertainty, r.image_id))
-    result = dict(predictions)
+    result, looked_at = dict(predictions), set[str]()
     for done, row in enumerate(rows[: config.images], start=1):
         stored = predictions[row.image_id]
         seen = panel.see(image_ref(row), stored)
         if seen is not None and seen.proposals:
             sure = uncalibrated(seen.fused) if calibrator is None else calibrator.confidence(seen.features)
             result[row.image_id] = replace(stored, instances=shown(seen.fused.instances, sure, config))
+            looked_at.add(row.image_id)
         if told is not None:
             told(done, min(len(rows), config.images))
-    return result, calibrator is not None
+    return result, frozenset() if calibrator is None else frozenset(looked_at)

@@ -62,20 +62,21 @@ def pseudo(context: LoopContext, number: int, frozen: Frozen, told: Told | None 
     Returns:
         on (bool), reason, images, cells, doubtful (int), ece (float or None), audits {labeller: precision, recall,
         cells, teaches, reason}, labellers {labeller: version, trust, skipped}, missing {labeller: reason},
-        calibration (figures; {} without), reliability (bins), calibrator (file name or ""), snapshot (of people's
-        labels), mixed_snapshot ("" = none), settings.
+        calibration (figures; {} without), reliability (bins), calibrator (file name or ""), network (of the champion
+        that it was fitted for), snapshot (of people's labels), mixed_snapshot ("" = none), settings.
 
     Raises:
         OSError: the disk is full.
         ServiceError: MLflow stopped.
     """
     settings = settings_id(context.config)
+    blank = _blank(frozen.snapshot.id, settings)
     for row in reversed(context.index.rounds(context.project_name)):
-        done = row.pseudo
-        if done.get("snapshot") == frozen.snapshot.id and done.get("settings") == settings:
+        if row.pseudo.get("snapshot") == frozen.snapshot.id and row.pseudo.get("settings") == settings:
+            done = {key: row.pseudo.get(key, value) for key, value in blank.items()}  # not what that round measured
             context.index.update_round(context.project_name, number, pseudo=done)
             return done
-    document = _blank(frozen.snapshot.id, settings) | _make(context, number, frozen, told)
+    document = blank | _make(context, number, frozen, told)
     context.index.update_round(context.project_name, number, pseudo=document)
     logger.info("pseudo-labels of %s in round %d: %s", context.project_name, number, document["reason"])
     return document
@@ -95,6 +96,7 @@ def _blank(snapshot_id: str, settings: str) -> Document:
         "calibration": {},
         "reliability": [],
         "calibrator": "",
+        "network": "",
         "snapshot": snapshot_id,
         "mixed_snapshot": "",
         "settings": settings,
@@ -126,6 +128,7 @@ def _make(context: LoopContext, number: int, frozen: Frozen, told: Told | None) 
     figures = {key: float(value) for key, value in calibration.figures.items()}
     rows = [[row.confidence, row.correct, row.cells] for row in calibration.bins]
     said |= {"ece": figures["ece"], "calibration": figures, "reliability": rows, "calibrator": name}
+    said["network"] = champion.tags.get("network", "")
     why_not = _why_not(context)
     if why_not:
         return {**said, "labellers": panel.document(), "reason": f"off: {why_not}"}
@@ -143,7 +146,7 @@ def _make(context: LoopContext, number: int, frozen: Frozen, told: Told | None) 
     if sure < max(LEAST_SHARE * drawn_by_people, 1):
         few = f"{sure} cells in {len(drawn)} unlabelled images are sure enough to teach"
         return {**said, "reason": f"off: only {few}, fewer than {LEAST_SHARE:.0%} of the {drawn_by_people} by people"}
-    return {**said, **_freeze(context, frozen, samples)}
+    return {**said, **_freeze(context, frozen, samples, drawn)}
 
 
 def _why_not(context: LoopContext) -> str:
@@ -159,7 +162,8 @@ def paused(rounds: Sequence[RoundRow]) -> str:
     """Why pseudo-labels pause after these rounds, the first one first; "" = they do not.
 
     They pause for one round when the mixed challenger was worse than the one without in the last two rounds that had
-    both; then they are tried again.
+    both; then they are tried again. Where `pseudo.labelled_only` gave the one without less training, being worse counts
+    all the same, but harm that the further training made up for stays unseen; the text says so.
     """
     learnt = [row for row in rounds if row.status == "done" and row.metrics]
     both = [row for row in learnt if "mixed_ap" in row.metrics]
@@ -168,8 +172,11 @@ def paused(rounds: Sequence[RoundRow]) -> str:
     if len(worse) < WORSE_ROUNDS or learnt[-1].number != both[-1].number:
         return ""
     figures = ", ".join(f"{row.metrics['mixed_ap'] - row.metrics['labelled_ap']:+.3f}" for row in last)
+    share = min(row.metrics.get("labelled_share", 1.0) for row in last)
+    biased = f", though the one without had {share:.0%} of the training" if share < 1 else ""
     return (
-        f"they made the model worse in the last {WORSE_ROUNDS} rounds ({figures} AP); they are tried again next round"
+        f"the model with them was worse on the hold-out in the last {WORSE_ROUNDS} rounds that compared ({figures} "
+        f"AP){biased}; they are tried again next round"
     )
 
 
@@ -205,12 +212,15 @@ def _n_sure(samples: Sequence[Sample]) -> int:
     return sum(int((sample.instances.weights > 0).sum()) for sample in samples)
 
 
-def _freeze(context: LoopContext, frozen: Frozen, samples: Sequence[Sample]) -> Document:
-    """The second snapshot; its pseudo-labelled images can never measure from now on."""
+def _freeze(context: LoopContext, frozen: Frozen, samples: Sequence[Sample], drawn: Sequence[ImageRow]) -> Document:
+    """The second snapshot; none of the images drawn for it can measure from now on.
+
+    Nor can those in which no cell is sure: the hold-out would be drawn from the images that are hard.
+    """
     together = [*frozen.snapshot.samples, *samples]
     ids = frozen.snapshot.annotation_ids
     snapshot = write_snapshot(context.workspace.snapshots_dir, together, ids, context.project_name)
-    taught = {sample.image.image_id: {"pseudo_taught": True} for sample in samples}
+    taught = {row.image_id: {"pseudo_taught": True} for row in drawn}
     context.index.set_images(context.project_name, taught)
     sure = _n_sure(samples)
     every = sum(len(sample.instances) for sample in samples)
@@ -262,7 +272,7 @@ def _teach(
         seen = panel.see(image, hints.get(image.image_id))
         if seen is not None:
             used = use(seen.features)
-            _keep(context, panel, image, seen, used)
+            _keep(context, panel, image, seen, use)
             lesson = teach(seen.fused.instances, used.confidence, config)
             if (lesson.weights > 0).any():
                 ground = known_ground(seen.fused.instances, used.confidence, config)
@@ -272,12 +282,19 @@ def _teach(
     return samples
 
 
-def _keep(context: LoopContext, panel: Panel, image: ImageRef, seen: Seen, use: Use) -> None:
-    """Stores each labeller's own cells with the confidence of the fused ones that they are part of."""
-    versions = {labeller.name: labeller.version for labeller in panel.crew.labellers}
+def _keep(context: LoopContext, panel: Panel, image: ImageRef, seen: Seen, use: Callable[[FloatArray], Use]) -> None:
+    """Stores each labeller's own cells with the confidence of the fused ones that they are part of.
+
+    Those of one that is switched off are fused as if it were believed. Its cells that others found too would be right
+    by their help, and it would recover however many of its own are wrong.
+    """
+    is_off = any(panel.trust[name] == 0 for name in seen.proposals)
+    believed = panel.all_believed(seen) if is_off else seen
     for name, proposal in seen.proposals.items():
-        own = replace(use, confidence=confidence_of(name, proposal, seen.fused, use.confidence))
-        store = proposal_store(context, name, versions[name])
+        part = believed if panel.trust[name] == 0 else seen
+        used = use(part.features)
+        own = replace(used, confidence=confidence_of(name, proposal, part.fused, used.confidence))
+        store = proposal_store(context, name, panel.crew.versions[name])
         store.save(image, StoredProposal(proposal.instances, proposal.stability, own))
 
 

@@ -1,7 +1,7 @@
 """Step 7: predictions, scores, ranks and reasons into Label Studio, so that people see the chosen ones."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from flows.context import LoopContext, group_of, registry_name
@@ -27,7 +27,7 @@ def publish(
     selections: Sequence[Selection],
     predictions: Mapping[str, StoredPrediction],
     *,
-    calibrated: bool = False,
+    calibrated: Collection[str] = (),
     progress: Progress | None = None,
 ) -> str:
     """Makes Label Studio show this round's predictions in this round's order; returns the published version.
@@ -43,8 +43,8 @@ def publish(
         version: the model, None before the first one.
         selections: the batch.
         predictions: by image id; the pre-labels are their cells.
-        calibrated: the cells' scores are confidences, so those under `publish.doubtful_below` get the label
-            `publish.doubtful_label`, where the project's label config has it. Raw scores of a model are none.
+        calibrated: ids of the images whose cells' scores are confidences, so those under `publish.doubtful_below` get
+            the label `publish.doubtful_label`, where the label config has it. Raw scores of a model are none.
         progress: called as progress(done, total).
 
     Raises:
@@ -61,13 +61,13 @@ def publish(
     published = f"{version.label if version else registry_name(project.name)}-r{round_number}"
     interface = context.interface
     shown = context.config.publish
-    below = shown.doubtful_below if calibrated else 0.0
     entries = []
     scores: dict[str, dict[str, object]] = {}
     for rank, row in enumerate(order, start=1):
         score = rank / (len(order) + 1)
         stored = predictions.get(row.image_id)
         cells = stored.instances if stored else Instances.build((row.height, row.width))
+        below = shown.doubtful_below if row.image_id in calibrated else 0.0
         regions = to_results(cells, interface, tolerance_px=shown.tolerance_px, doubtful_below=below)
         entries.append(TaskPrediction(row.task_id or 0, regions, score))
         scores[row.image_id] = {"score": stored.uncertainty if stored else 0.0}

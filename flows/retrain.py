@@ -127,8 +127,8 @@ def train_and_register(
 ) -> ModelVersion:
     """Trains on a snapshot's teaching images, keeps curves and pictures in MLflow and registers the weights.
 
-    An image that changed or vanished since the snapshot was made is named in the log and left out. The mixed model's
-    run also holds the audits of the labellers that taught it.
+    An image that changed or vanished since the snapshot was made is named in the log and left out. The run also holds
+    the audits of the labellers, and where their pseudo-labels teach, how many do and how far their confidence is true.
 
     Raises:
         StateError: the snapshot has no image to learn from.
@@ -144,14 +144,15 @@ def train_and_register(
         "project": context.project_name,
         "teaching": lesson.teaching,
         "validation": str(config.retrain.validation),
+        "network": config.model.name,
     }
     lineage = _lineage(lesson)
     state = _state_dir(context, f"{lineage}{snapshot_id}-{tags['recipe_id']}", lineage)
     more: dict[str, Any] = {"pseudo": material.pseudo} if material.pseudo else {}
     params = _params(config, material)
     with context.registry.start_run(f"train-{lineage}{snapshot_id[:8]}", params=params, tags=tags) as run:
-        if lesson.teaching == "mixed":
-            run.log(0, figures(context))
+        if not lesson.kind:
+            run.log(0, _audited(context, lesson))
 
         def trained_from(state: Path) -> Trained:
             return train(
@@ -174,6 +175,11 @@ def train_and_register(
     return version
 
 
+def _audited(context: LoopContext, lesson: Lesson) -> dict[str, float]:
+    """What a run says of the pseudo-labels; one on people's labels alone says how they were audited."""
+    return {k: v for k, v in figures(context).items() if lesson.teaching == "mixed" or k.startswith("audit.")}
+
+
 class _Material(NamedTuple):
     """What a training works with; `n_left_out` images to learn from have changed or vanished."""
 
@@ -189,16 +195,16 @@ def _material(context: LoopContext, snapshot_id: str, lesson: Lesson) -> _Materi
     teaching = snapshot.split("train")
     if not teaching:
         raise StateError(f"snapshot {snapshot_id} has no image to learn from; label some that are not hold-out first")
-    intact = [sample for sample in teaching if _is_intact(sample, snapshot_id)]
-    if not intact:
+    parts = keep_back(teaching, context.config.retrain.validation)  # of all, so that others know who was kept back
+    taught, kept_back = ([sample for sample in part if _is_intact(sample, snapshot_id)] for part in parts)
+    if not taught:
         raise ImageError(
-            f"all {len(teaching)} images to learn from in snapshot {snapshot_id} have changed or vanished, first "
-            f"{teaching[0].image.path}; restore the files, or run `celloop init` with the folder where they are now"
+            f"all {len(parts[0])} images to learn from in snapshot {snapshot_id} have changed or vanished, first "
+            f"{parts[0][0].image.path}; restore the files, or run `celloop init` with the folder where they are now"
         )
-    taught, kept_back = keep_back(intact, context.config.retrain.validation)
     guessed = snapshot.split("pseudo") if lesson.teaching == "mixed" else ()
     pseudo = [sample for sample in guessed if _is_intact(sample, snapshot_id)]
-    return _Material(taught, kept_back, pseudo, snapshot.split("holdout"), len(teaching) - len(intact))
+    return _Material(taught, kept_back, pseudo, snapshot.split("holdout"), len(teaching) - len(taught) - len(kept_back))
 
 
 def _params(config: LoopConfig, material: _Material) -> dict[str, Any]:

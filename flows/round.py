@@ -17,7 +17,7 @@ from prefect.cache_policies import NO_CACHE
 from flows.audit import forget_proposals
 from flows.context import BusyError, LoopContext, group_of, image_ref, open_context, project_lock
 from flows.freeze import Frozen, freeze
-from flows.gate import Decision, gate
+from flows.gate import PSEUDO_FIGURES, Decision, gate
 from flows.labellers import further_kinds, train_kinds
 from flows.local.workspace import Workspace
 from flows.predict import forget_old, predict_images
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 NO_PSEUDO = {"on": False, "reason": "off: this round trained no model"}
-PSEUDO_FIGURES = ("labelled_ap", "mixed_ap", "pseudo_gain", "pseudo_low", "pseudo_high")
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tel
 
         predictions = dict(_step("predict", predict_images, context, champion, images, told))
     selections = _step("select", select, context, number, predictions)
-    calibrated = False
+    calibrated = frozenset[str]()
     if champion is not None:
 
         def looked(done: int, total: int) -> None:

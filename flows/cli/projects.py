@@ -172,7 +172,9 @@ def _round(document: Document) -> Table:
     pseudo = document["pseudo"]
     told = [pseudo["reason"]]
     if "mixed_ap" in pseudo:
-        told.append(f"AP {pseudo['mixed_ap']:.3f} with them, {pseudo['labelled_ap']:.3f} without")
+        share = pseudo.get("labelled_share", 1.0)
+        biased = f" (which had {share:.0%} of the training)" if share < 1 else ""
+        told.append(f"AP {pseudo['mixed_ap']:.3f} with them, {pseudo['labelled_ap']:.3f} without{biased}")
     told += [f"{name}: {found['reason']}" for name, found in pseudo.get("audits", {}).items()]
     told += [f"{name} is left out: {reason}" for name, reason in pseudo.get("missing", {}).items()]
     shown = {key: value for key, value in document.items() if key != "pseudo"}

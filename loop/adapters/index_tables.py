@@ -52,7 +52,8 @@ class ImageRow:
     "control" images are the hold-out and never train. `score` is its uncertainty (higher = ask sooner),
     `rank` its place in the queue (1 = first), `chosen_in` the round that chose it; None = not yet.
     `taught`: a model has learnt from it, whatever became of its annotation since; it can never measure one.
-    `pseudo_taught`: a model has learnt from pseudo-labels of it, which forbids the same; a person may still label it.
+    `pseudo_taught`: it was drawn to be pseudo-labelled for a model that learnt so, whether a cell in it was sure or
+    not, which forbids the same; a person may still label it.
     """
 
     project_id: int

@@ -4,7 +4,8 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from loop.types import FloatArray, ImageRef, Instances, Source
 logger = logging.getLogger(__name__)
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+CELLS = frozenset(["boxes", "bits", "scores", "labels"])
+"""The arrays of `arrays_of`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +45,7 @@ class PredictionStore:
 
     def load(self, image: ImageRef) -> StoredPrediction | None:
         """The stored prediction of `image`, or None where there is none (or the file is damaged)."""
-        arrays = read_arrays(array_file(self._directory, image))
+        arrays = read_arrays(array_file(self._directory, image), {*CELLS, "uncertainty", "embedding"})
         if arrays is None:
             return None
         instances = cells_of(arrays, image, source="model", model_version=self._model_label)
@@ -120,16 +124,24 @@ def cells_of(
     )
 
 
-def read_arrays(path: Path) -> Arrays | None:
-    """The arrays of a file, or None where there is none; one that is damaged is named in the log and counts as none."""
+def read_arrays(path: Path, names: Collection[str]) -> Arrays | None:
+    """The arrays of a file, or None where there is none.
+
+    One that is damaged, or lacks an array of those names, is named in the log and counts as none.
+    """
     if not path.exists():
         return None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
-            return {name: data[name] for name in data.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            arrays = {name: data[name] for name in data.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         logger.warning("prediction file %s is damaged (%s); it is made again", path.name, error)
         return None
+    missing = sorted(set(names) - arrays.keys())
+    if missing:
+        logger.warning("prediction file %s is damaged (it lacks %s); it is made again", path.name, ", ".join(missing))
+        return None
+    return arrays
 
 
 def write_arrays(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -9,7 +9,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
-from loop.data.predictions import array_file, arrays_of, cells_of, check_cells, read_arrays, write_arrays
+from loop.data.predictions import CELLS, array_file, arrays_of, cells_of, check_cells, read_arrays, write_arrays
 from loop.errors import ShapeError
 from loop.types import BoolArray, FloatArray, ImageRef, Instances
 
@@ -58,12 +58,12 @@ class ProposalStore:
 
     def load(self, image: ImageRef) -> StoredProposal | None:
         """The stored proposal for `image`, or None where there is none (or the file is damaged)."""
-        arrays = read_arrays(array_file(self._directory, image))
+        arrays = read_arrays(array_file(self._directory, image), {*CELLS, "stability"})
         if arrays is None:
             return None
         instances = cells_of(arrays, image, source="pseudo", model_version=self.version)
         use = None
-        if "confidence" in arrays:
+        if arrays.keys() >= {"confidence", "number", "keep"}:
             use = Use(int(arrays["number"]), arrays["confidence"], float(arrays["keep"]))
         return StoredProposal(instances, arrays["stability"], use)
 

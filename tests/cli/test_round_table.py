@@ -22,6 +22,8 @@ def test_pseudo_labels_are_told_in_words() -> None:
     for part in ("on: 80 sure cells", "AP 0.612 with them, 0.500 without", "sam: switched off", "yolo is left out"):
         assert part in text
     assert "30" not in text
+    console.print(_round({"number": 3, "pseudo": {**pseudo, "labelled_share": 0.5}}))
+    assert "0.500 without (which had 50% of the training)" in console.export_text()
 
 
 def test_a_round_without_a_model_says_so() -> None:

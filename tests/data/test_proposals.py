@@ -86,3 +86,15 @@ def test_numbers_that_are_none_and_sizes_that_do_not_fit_are_refused(tmp_path: P
     with pytest.raises(ImageError, match="40, 56"):
         store.save(replace(IMAGE, height=41), sound)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_with_any_byte_changed_counts_as_absent(tmp_path: Path) -> None:
+    store = ProposalStore(tmp_path, "sam:vit_b")
+    store.save(IMAGE, proposal(1, 3))
+    (path,) = tmp_path.rglob("*.npz")
+    whole = path.read_bytes()
+    absent = 0
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        absent += store.load(IMAGE) is None  # whatever zlib and zipfile make of it, it raises nothing
+    assert absent > len(whole) // 6

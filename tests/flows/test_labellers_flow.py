@@ -12,7 +12,8 @@ from flows import labellers
 from flows.context import image_ref
 from flows.gate import Decision
 from flows.labellers import Panel, gather, learnt_from, propose, train_kinds
-from flows.retrain import Lesson, context_of_kind, keep_back, recipe_id
+from flows.retrain import PLAIN, Lesson, _material, context_of_kind, keep_back, recipe_id
+from loop.config import load_config
 from loop.data.snapshot import write_snapshot
 from loop.errors import CheckpointError, ConfigError, ServiceError
 from loop.types import ImageRef, Instances, Sample
@@ -67,7 +68,8 @@ def test_what_was_proposed_is_not_asked_for_again(stage: Stage, monkeypatch: pyt
     once = propose(stage.context, crew, ref(stage, "i00"), pixels, None)
     again = propose(stage.context, crew, ref(stage, "i00"), pixels, None)
     assert stage.asked == [("champion", "i00"), ("sam", "i00")]
-    assert again["sam"].instances.model_version == "sam:b/1"
+    # What the champion's cells prompted is the champion's work too.
+    assert {found["sam"].instances.model_version for found in (once, again)} == {"sam:b/1@celloop-cells-v1"}
     np.testing.assert_array_equal(once["sam"].stability, again["sam"].stability)
     np.testing.assert_array_equal(once["sam"].instances.boxes_xyxy, again["sam"].instances.boxes_xyxy)
 
@@ -103,6 +105,38 @@ def test_the_champion_is_not_asked_twice(tmp_path: Path, monkeypatch: pytest.Mon
     assert "the champion itself" in crew.missing["seu_net"]
 
 
+def looked(stage: Stage, **settings: Any) -> None:
+    context = replace(stage.context, config=load_config(None, {"pseudo.labellers": ("champion", "sam"), **settings}))
+    champion = stage.registry.current
+    assert champion is not None
+    assert Panel(context, champion).see(ref(stage, "i00"), None) is not None
+
+
+def test_another_champion_prompts_anew_and_so_do_other_settings(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    hire(monkeypatch, champion=Guesser("champion", stage, honest), sam=Guesser("sam", stage, honest, needs_hint=True))
+    stage.learn()
+    looked(stage)
+    looked(stage)
+    assert stage.asked == [("champion", "i00"), ("sam", "i00")]
+    stage.learn()
+    looked(stage)
+    assert stage.asked[2:] == [("sam", "i00")]
+    looked(stage, **{"pseudo.views": 8})
+    assert stage.asked[3:] == [("champion", "i00")]
+    looked(stage, **{"pseudo.sam": {"mode": "both"}})
+    assert stage.asked[4:] == [("sam", "i00")]
+
+
+@pytest.mark.parametrize(("mode", "learnt"), [("both", {"i00"}), ("automatic", set())])
+def test_who_may_be_prompted_has_learnt_what_the_champion_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, learnt: set[str]
+) -> None:
+    stage = make_stage(tmp_path, n=2, **{"pseudo.labellers": ("sam",), "pseudo.sam": {"mode": mode}})
+    stage.label("i00")
+    hire(monkeypatch, sam=Guesser("sam", stage, honest))
+    assert Panel(stage.context, stage.learn()).learnt == learnt
+
+
 def test_who_has_learnt_from_what(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     stage.label("i00", "i01")
     champion = stage.learn()
@@ -124,6 +158,21 @@ def test_images_known_by_pseudo_labels_only_and_those_kept_back_are_not_learnt_f
     _, kept = keep_back(frozen.train, 0.4)
     version = stage.registry.add(snapshot_id=mixed.id, validation="0.4")
     assert learnt_from(stage.context, version) == {"i00", "i01", "i02"} - {kept[0].image.image_id}
+
+
+def test_what_vanished_before_the_training_does_not_move_who_was_kept_back(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path, n=20, **{"retrain.validation": 0.1})
+    stage.label(*stage.truth)
+    frozen = stage.frozen()
+    _, kept = keep_back(frozen.train, 0.1)
+    assert len(kept) == 2
+    for sample in [sample for sample in frozen.train if sample not in kept][:10]:
+        sample.image.path.unlink()
+    material = _material(stage.context, frozen.snapshot.id, PLAIN)
+    taught = {sample.image.image_id for sample in material.taught}
+    assert (len(taught), len(material.kept_back), material.n_left_out) == (8, 2, 10)
+    version = stage.registry.add(snapshot_id=frozen.snapshot.id, validation="0.1")
+    assert taught <= learnt_from(stage.context, version)
 
 
 def test_a_model_of_unknown_teaching_has_learnt_from_everything(stage: Stage, caplog: pytest.LogCaptureFixture) -> None:

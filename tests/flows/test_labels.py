@@ -127,7 +127,8 @@ def cells(*scores: float) -> Instances:
 def published(context: Any, *scores: float, calibrated: bool) -> list[dict[str, Any]]:
     stored = {"a": StoredPrediction(replace(cells(*scores), image_id="a"), 0.3, np.zeros(2, np.float32))}
     version = ModelVersion("m", 3, "r", "m-v3", {})
-    assert publish(context, 2, version, (), stored, calibrated=calibrated).endswith("-r2")
+    sure = {"a"} if calibrated else set()
+    assert publish(context, 2, version, (), stored, calibrated=sure).endswith("-r2")
     regions: list[dict[str, Any]] = context.label_studio.published[1]
     assert context.label_studio.published[2] == []
     return regions
@@ -145,6 +146,14 @@ def test_only_calibrated_scores_make_a_cell_doubtful(context: Any) -> None:
     shown = context.config.publish.model_copy(update={"doubtful_below": 0.95})
     context.config = context.config.model_copy(update={"publish": shown})
     assert named(published(context, 0.1, 0.9, calibrated=True)) == ["Cell?", "Cell?"]
+
+
+def test_raw_scores_beside_calibrated_ones_make_no_cell_doubtful(context: Any) -> None:
+    weak = StoredPrediction(cells(0.1), 0.3, np.zeros(2, np.float32))
+    both = {name: replace(weak, instances=replace(weak.instances, image_id=name)) for name in "ab"}
+    publish(context, 2, ModelVersion("m", 3, "r", "m-v3", {}), (), both, calibrated={"b"})
+    shown = context.label_studio.published
+    assert (named(shown[1]), named(shown[2])) == (["Cell"], ["Cell?"])
 
 
 def test_a_project_from_before_the_doubtful_label_is_published_as_ever(tmp_path: Path) -> None:

@@ -71,6 +71,12 @@ def test_what_is_missing_is_said(data: Path, model: Path, tmp_path: Path) -> Non
         ("--model", model, "--labeller", "sma"): "unknown labeller sma; choose from",
         ("--model", model, "--labeller", "sparse_seu_net"): "labeller sparse_seu_net needs a trained model and --model",
         ("--labeller", "champion"): "labeller champion needs a trained model and there is no --model",
+        (
+            "--labeller",
+            "champion",
+            "--tta",
+            8,
+        ): "--tta 8 is for a model alone; how often labellers look",
         (): "give the folder of a model, or a labeller that needs none",
     }.items():
         reply = run(*given, *arguments)

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pseudo_stage import NAME, Guesser, Stage, hire, honest, make_stage, of_next_image, shifted
+from pseudo_stage import NAME, Guesser, Stage, blocks, hire, honest, joined, make_stage, of_next_image, shifted
 
 from flows.context import image_ref
 from flows.predict import PredictionStore
 from flows.prelabels import prelabels
 from flows.pseudo import in_reserve, paused, pseudo
 from flows.select import select
-from loop.adapters.index import RoundRow
+from loop.adapters.index import AuditRow, RoundRow
 from loop.data.predictions import StoredPrediction
 from loop.data.snapshot import Snapshot, load_snapshot
 from loop.types import Instances, Origin, Selection
@@ -78,7 +78,11 @@ def test_the_same_labels_give_the_same_snapshot_and_the_document_is_read_back(
         snapshots.append(step(stage)["mixed_snapshot"])
     assert snapshots[0] == snapshots[1]
     asked = len(stage.asked)
+    index = stage.context.index
+    measured = {**index.rounds(NAME)[0].pseudo, "mixed_ap": 0.9, "labelled_ap": 0.1, "kinds": {"unet": "promoted"}}
+    index.update_round(NAME, 0, pseudo=measured)
     again = step(stage)  # a round after a rollback, on the same labels
+    assert not {"mixed_ap", "labelled_ap", "kinds"} & again.keys()
     assert again["mixed_snapshot"] == snapshots[1]
     assert len(stage.asked) == asked
 
@@ -226,6 +230,38 @@ def test_an_image_that_cannot_be_read_and_a_labeller_that_fails_cost_only_themse
     assert "i16 is not looked at" in caplog.text
 
 
+def test_images_without_a_sure_cell_are_no_more_a_source_of_the_hold_out_than_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = ready(tmp_path, n=36, **{"select.control": 0.5, "select.batch": 20})
+    hire(monkeypatch, champion=Guesser("champion", stage, lambda s, i: honest(s, i) if i < "i26" else blocks(i)))
+    assert step(stage)["images"] == 10
+    open_ids = [row.image_id for row in stage.context.index.images(NAME, state="open")]
+    shown = {i: StoredPrediction(Instances.build((96, 96)), 0.5, np.ones(2, np.float32)) for i in open_ids}
+    assert not any(selection.control for selection in select(stage.context, 1, shown))
+
+
+def test_one_that_is_off_recovers_by_its_own_cells_and_not_by_those_that_others_found_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = ready(tmp_path, **{"pseudo.labellers": ("champion", "cellpose")})
+
+    def half_wrong(stage: Stage, image_id: str) -> Instances:
+        """On what nobody has looked at yet, as many cells that nobody would draw."""
+        return joined(stage.truth[image_id], blocks(image_id, 30)) if image_id >= "i16" else honest(stage, image_id)
+
+    guesser = Guesser("cellpose", stage, half_wrong, confident=True)
+    hire(monkeypatch, champion=Guesser("champion", stage, honest), cellpose=guesser)
+    stage.context.index.put_audits(NAME, [AuditRow(1, 0, "cellpose", "cellpose-v1", cells=40, hits=4, truths=40)])
+    stage.context.index.open_round(NAME)
+    stage.context.index.update_round(NAME, 0, status="done")
+    assert step(stage)["labellers"]["cellpose"]["trust"] == 0.0
+    stage.label("i16", "i17", "i18", "i19")
+    found = step(stage)["audits"]["cellpose"]
+    assert found["cells"] > 24 / 0.6  # the 24 cells of four images that it shares with the champion, and its own
+    assert not found["teaches"]
+
+
 def test_a_handful_of_sure_cells_does_not_teach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = ready(tmp_path, **{"pseudo.images": 1})
     hire(monkeypatch, champion=Guesser("champion", stage, honest))
@@ -246,9 +282,11 @@ def test_pseudo_labels_pause_for_a_round_after_two_that_did_harm() -> None:
     assert paused([]) == ""
     assert paused([done(1, **bad)]) == ""
     assert paused([done(1, **bad), done(2, **good)]) == ""
-    assert paused([done(1, **good), done(2, **bad), done(3, **bad)]).startswith(
-        "they made the model worse in the last 2"
-    )
+    fair = paused([done(1, **good), done(2, **bad), done(3, **bad)])
+    assert fair.startswith("the model with them was worse on the hold-out in the last 2 rounds that compared (-0.1")
+    assert "of the training" not in fair
+    biased = paused([done(2, **bad), done(3, **bad, labelled_share=0.5)])
+    assert "though the one without had 50% of the training" in biased
     rested = [done(1, **bad), done(2, **bad), done(3, ap=0.5)]
     assert paused(rested) == ""
     assert paused([*rested, done(4, **bad)]) != ""
@@ -271,10 +309,10 @@ def test_people_are_shown_fused_cells_with_their_confidence(tmp_path: Path, monk
     hire(monkeypatch, champion=Guesser("champion", stage, honest))
     champion, predictions = stage.registry.current, stored(stage)
     assert champion is not None
-    assert prelabels(stage.context, champion, predictions, []) == (predictions, False)
+    assert prelabels(stage.context, champion, predictions, []) == (predictions, frozenset())
     step(stage)
     published, calibrated = prelabels(stage.context, champion, predictions, [Selection("i20", 1, False, "")])
-    assert calibrated
+    assert calibrated == published.keys()
     for image_id, prediction in published.items():
         assert len(prediction.instances) >= len(stage.truth[image_id])
         assert prediction.instances.scores.min() >= stage.context.config.pseudo.doubt
@@ -287,5 +325,27 @@ def test_of_a_large_pool_the_batch_is_looked_at_first(tmp_path: Path, monkeypatc
     step(stage)
     champion, predictions = stage.registry.current, stored(stage)
     assert champion is not None
-    published, _ = prelabels(stage.context, champion, predictions, [Selection("i22", 1, False, "")])
+    published, calibrated = prelabels(stage.context, champion, predictions, [Selection("i22", 1, False, "")])
     assert [i for i in published if published[i] is not predictions[i]] == ["i22"]
+    assert calibrated == {"i22"}
+
+
+def test_a_calibrator_holds_for_who_it_was_fitted_for_and_for_who_replaced_them_just_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = ready(tmp_path)
+    hire(monkeypatch, champion=Guesser("champion", stage, honest))
+    first, predictions = stage.registry.current, stored(stage)
+    assert first is not None
+    assert step(stage)["calibrator"]
+    hire(monkeypatch, champion=Guesser("champion", stage, honest, version="champion-v2"))
+    second = stage.learn()  # promoted by that round
+    assert prelabels(stage.context, second, predictions, [])[1]
+    other = replace(second, tags={**second.tags, "network": "sparse_seu_net"})
+    assert prelabels(stage.context, other, predictions, []) == (predictions, frozenset())
+    stage.label("i16")
+    stage.learn()
+    assert not step(stage)["calibrator"]  # all labels are learnt from by now
+    assert prelabels(stage.context, second, predictions, []) == (predictions, frozenset())
+    hire(monkeypatch, champion=Guesser("champion", stage, honest))
+    assert prelabels(stage.context, first, predictions, [])[1]  # rolled back to the one that it was fitted for

@@ -1,7 +1,7 @@
 """The page where images and labels can no longer be read, and old predictions."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,7 +184,10 @@ def test_the_page_says_whether_pseudo_labels_help_and_who_is_believed(hall: Hall
         assert text in section
     for text in ("switched off by the audit", "i3: too dark", "install ultralytics", "share that a person drew too"):
         assert text in section
-    assert "<strong>on: 812 sure cells teach</strong>" in section
+    assert "In round 2, the last that learnt: <strong>on: 812 sure cells teach</strong>" in section
+    assert "of the training" not in section
+    rounds[2] = replace(rounds[2], pseudo={**on, "labelled_share": 0.5})
+    assert "the one without had 50 % of the training" in write_report(hall.context).read_text()
 
 
 def test_without_pseudo_labels_the_page_has_no_such_section(hall: Hall) -> None:

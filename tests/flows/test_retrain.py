@@ -75,7 +75,8 @@ class Registry:
 
 def make_context(root: Path, registry: Registry, **settings: Any) -> LoopContext:
     config: LoopConfig = load_config(None, {**QUICK, **settings})
-    made = SimpleNamespace(workspace=Workspace(root), config=config, registry=registry, project_name="p")
+    index = SimpleNamespace(audits=lambda project: [], rounds=lambda project: [])
+    made = SimpleNamespace(workspace=Workspace(root), config=config, registry=registry, project_name="p", index=index)
     return cast(LoopContext, made)
 
 

@@ -1,5 +1,6 @@
 """Two challengers, with and without pseudo-labels: how they are trained, which meets the champion, what is shown."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,12 +44,17 @@ class Court(Versions):
         self.told: dict[str, tuple[str, str, dict[str, float]]] = {}
 
     def promote(self, version: ModelVersion, reason: str, metrics: dict[str, float]) -> None:
-        tags = {"celloop.decision": "promoted", "celloop.reason": reason}
-        self.current = replace(version, tags=tags)
         self.told[version.label] = ("promoted", reason, metrics)
+        self.current = self.now(version.version)
 
     def refuse(self, version: ModelVersion, reason: str, metrics: dict[str, float]) -> None:
         self.told[version.label] = ("refused", reason, metrics)
+
+    def now(self, number: int) -> ModelVersion:
+        """A version as the registry would give it back."""
+        decision, reason, metrics = self.told[f"m-v{number}"]
+        tags = {"celloop.decision": decision, "celloop.reason": reason, "celloop.metrics": json.dumps(metrics)}
+        return version(number, **tags)
 
 
 def version(number: int, **tags: str) -> ModelVersion:
@@ -90,7 +96,7 @@ def test_pseudo_labels_can_never_make_the_champion_worse(monkeypatch: pytest.Mon
     context = court(monkeypatch, version(1), {1: 0.5, 2: 1.0, 3: 0.25})
     decision = gate(context, version(2), hold_out(), version(3))
     assert (decision.outcome, context.registry.champion().label) == ("promoted", "m-v2")
-    assert "pseudo-labels did not help" in decision.reason
+    assert "pseudo-labels did harm" in decision.reason
     assert decision.metrics["pseudo_gain"] < 0
     context = court(monkeypatch, version(1), {1: 1.0, 2: 0.25, 3: 0.5})
     decision = gate(context, version(2), hold_out(), version(3))
@@ -107,16 +113,69 @@ def test_at_equal_ap_the_one_without_pseudo_labels_is_taken(monkeypatch: pytest.
 def test_asked_again_it_decides_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     context = court(monkeypatch, version(1), {1: 0.25, 2: 0.5, 3: 1.0})
     first = gate(context, version(2), hold_out(), version(3))
-    again = gate(context, version(2), hold_out(), version(3))
-    assert again.reason == first.reason
+    again = gate(context, context.registry.now(2), hold_out(), context.registry.now(3))
+    assert (again.outcome, again.reason) == (first.outcome, first.reason)
+
+
+def test_a_champion_that_learnt_the_same_labels_before_is_met_by_the_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of the pseudo-labels changed: people's labels give the champion again, both give a new model."""
+    context = court(monkeypatch, version(1), {1: 0.25, 2: 0.5, 3: 1.0})
+    gate(context, version(2), hold_out())
+    decision = gate(context, context.registry.now(2), hold_out(), version(3))
+    assert (decision.outcome, context.registry.champion().label) == ("promoted", "m-v3")
+    assert decision.metrics["champion_ap"] == pytest.approx(0.5, abs=0.02)
+    assert context.registry.told["m-v2"][0] == "promoted"
+
+
+def test_a_champion_that_learnt_the_same_labels_stays_where_the_new_one_is_no_better(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    context = court(monkeypatch, version(1), {1: 0.25, 2: 1.0, 3: 0.5})
+    gate(context, version(2), hold_out())
+    first = gate(context, context.registry.now(2), hold_out(), version(3))
+    assert (first.outcome, context.registry.champion().label) == ("refused", "m-v2")
+    assert first.metrics["ap"] == pytest.approx(1.0)
+    assert context.registry.told["m-v2"][0] == "promoted"
+    assert gate(context, context.registry.now(2), hold_out(), context.registry.now(3)) == first
+
+
+def test_less_training_for_the_one_without_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = court(monkeypatch, None, {2: 0.5, 3: 1.0})
+    fair = gate(context, version(2), hold_out(), version(3))
+    assert fair.metrics["labelled_share"] == 1.0
+    assert "of the training" not in fair.reason
+    context = court(monkeypatch, None, {2: 0.5, 3: 1.0})
+    context.config = load_config(None, {"pseudo.labelled_only": 0.5})
+    biased = gate(context, version(2), hold_out(), version(3))
+    assert biased.metrics["labelled_share"] == 0.5
+    assert "without (the one without had 50% of the training), mean gain" in biased.reason
+
+
+def test_no_more_is_said_than_the_hold_out_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    context = court(monkeypatch, None, {2: 0.5, 3: 1.0})
+    context.config = load_config(None, {"gate.min_images": 7})
+    few = gate(context, version(2), hold_out(), version(3))
+    assert "pseudo-labels are not shown to help: AP 1.000" in few.reason
+    monkeypatch.setattr(flows.gate, "predict_images", lambda *given: {})
+    none = gate(court_of(context, version(1)), version(2), hold_out(), version(3))
+    assert none.reason.endswith("whether pseudo-labels help cannot be said without a hold-out image")
+    assert "mixed_ap" not in none.metrics
+
+
+def court_of(context: Any, champion: ModelVersion) -> Any:
+    context.registry = Court(champion)
+    return context
 
 
 def test_when_one_of_the_two_was_rolled_back_neither_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
     context = court(monkeypatch, version(1), {1: 0.25, 2: 0.5, 3: 1.0})
-    back = version(3, **{"celloop.decision": "rolled back", "celloop.reason": "worse on slide 7"})
+    told = {"ap": 0.9, "mixed_ap": 0.9, "labelled_ap": 0.8}
+    tags = {"celloop.decision": "rolled back", "celloop.reason": "worse on slide 7"}
+    back = version(3, **tags, **{"celloop.metrics": json.dumps(told)})
     decision = gate(context, version(2), hold_out(), back)
     assert decision.outcome == "refused"
     assert "worse on slide 7" in decision.reason
+    assert decision.metrics == {"ap": 0.9}  # this round has compared nothing
     assert context.registry.told == {}
 
 
@@ -231,11 +290,8 @@ def test_the_mixed_challenger_learns_from_both_and_its_run_holds_the_audits(
     assert [s.image.image_id for s in given[1]["samples"]] == ["i00", "i01"]
     assert [part["config"].max_steps for part in given] == [5, 10]
     registry: Any = stage.context.registry
-    assert registry.runs[1].logged == {
-        "audit.sam.precision": 0.75,
-        "audit.sam.recall": 0.5,
-        "audit.sam.cells": 40.0,
-    }
+    audited = {"audit.sam.precision": 0.75, "audit.sam.recall": 0.5, "audit.sam.cells": 40.0}
+    assert [run.logged for run in registry.runs] == [audited, audited]
     assert (registry.params[0]["images_pseudo"], registry.params[1]["images_pseudo"]) == (0, 1)
     assert challenger(stage.context, both.id, None, Lesson("mixed")) == mixed
     assert len(given) == 2

@@ -40,7 +40,7 @@ def offered(workspace: Workspace, tmp_path: Path) -> Offered:
     rows = sorted(context.index.images(NAME), key=lambda row: row.image_id)
     cells = {row.image_id: _with_a_hole(_read(labels / f"{row.image_id}.png", row.image_id)) for row in rows}
     stored = {name: StoredPrediction(found, 0.1, np.zeros(1, np.float32)) for name, found in cells.items()}
-    publish(context, 1, None, (), stored, calibrated=True)
+    publish(context, 1, None, (), stored, calibrated=stored.keys())
     return context, rows, cells
 
 

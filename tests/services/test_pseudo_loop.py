@@ -111,7 +111,7 @@ def test_the_mixed_snapshot_knows_where_each_cell_comes_from(project: DrawnProje
 def test_the_hold_out_is_never_pseudo_taught(project: DrawnProject, second: RoundReport) -> None:
     rows = project.context.index.images(NAME)
     taught = {group_of(row) for row in rows if row.pseudo_taught}
-    assert len(taught) == second.pseudo["images"]
+    assert len(taught) >= second.pseudo["images"]  # also those drawn in which no cell was sure
     assert not taught & {group_of(row) for row in rows if row.role == "control"}
     assert not any(in_reserve(NAME, group, 0.3) for group in taught)
 
