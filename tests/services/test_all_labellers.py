@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {
     "model.base": 8,
     "model.depth": 3,
     "model.queries": 60,
-    "train.max_steps": 60,
+    "train.max_steps": 30,
     "train.crop": 96,
     "train.learning_rate": 0.004,
     "select.first_batch": 8,
