@@ -112,7 +112,7 @@ class TrainConfig(_Frozen):
     pseudo_share: float = Field(0.33, ge=0, lt=1, description="share of the crops that pseudo-labelled images give")
     pseudo_ramp: float = Field(0.2, ge=0, le=1, description="share of the budget in which their weight rises from 0")
     consistency: float = Field(
-        0.5, ge=0, description="weight of agreeing with the averaged weights on pseudo-labelled crops"
+        0.0, ge=0, description="weight of agreeing with the averaged weights on pseudo-labelled crops"
     )
     gan_l1_weight: float = Field(100.0, ge=0, description="pix2pix: of the planes' mean absolute error")
     gan_rate: float = Field(4e-4, gt=0, description="pix2pix: learning rate of the discriminator")
@@ -176,6 +176,7 @@ class PseudoConfig(_Frozen):
     sure_share: float = Field(
         0.6, ge=0, le=1, description="an image teaches if so much of its cells, by confidence, are kept"
     )
+    ground_px: int = Field(12, ge=0, description="background is taught so far around cells that teach, px")
     keep_iou: float = Field(0.75, gt=0, lt=1, description="confidence: chance that a person's cell agrees so far")
     views: Literal[1, 2, 4, 7, 8] = Field(4, description="flips and turns in which an image is looked at")
     fuse_iou: float = Field(0.15, gt=0, lt=1, description="cells of two labellers that overlap so far are one")

@@ -5,7 +5,7 @@ import numpy as np
 
 from loop.config import PseudoConfig
 from loop.errors import NonFiniteError, ShapeError
-from loop.types import BoolArray, FloatArray, Instances
+from loop.types import BoolArray, FloatArray, Instances, UInt8Array
 
 
 def teach(instances: Instances, confidence: FloatArray, config: PseudoConfig) -> Instances:
@@ -40,31 +40,26 @@ def known_ground(
 ) -> BoolArray:
     """(H, W) bool for `Sample.known`: where a lesson says what is there.
 
-    False on the cells below `keep` and `margin_px` around them: on those that are left out since they may be badly
-    outlined cells, around the doubtful since so may their outlines be. True on every cell that teaches, and on ground
-    in which no labeller saw anything.
+    True on the cells that teach and within `ground_px` of them; False farther away, where cells may lie that no
+    labeller saw, and on the cells below `keep` with `margin_px` around them: those that are left out may be badly
+    outlined cells, and so may the outlines of the doubtful be.
 
     Args:
         instances: as given to `teach`.
         confidence: likewise.
-        config: `keep`.
+        config: `keep`, `ground_px`.
         margin_px: >= 0.
 
     Raises:
         ShapeError, NonFiniteError: as `teach`.
     """
     _check(instances, confidence)
-    open_ground, taught = np.zeros(instances.shape, np.uint8), np.zeros(instances.shape, np.bool_)
+    open_ground, taught = np.zeros(instances.shape, np.uint8), np.zeros(instances.shape, np.uint8)
     boxes = instances.boxes_xyxy.tolist()
     for sure, (x0, y0, x1, y1), mask in zip((confidence >= config.keep).tolist(), boxes, instances.masks, strict=True):
-        if sure:
-            taught[y0:y1, x0:x1] |= mask
-        else:
-            open_ground[y0:y1, x0:x1] |= mask
-    if margin_px > 0 and open_ground.size:
-        side = 2 * margin_px + 1
-        open_ground = cv2.dilate(open_ground, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)))
-    return np.asarray((open_ground == 0) | taught)
+        (taught if sure else open_ground)[y0:y1, x0:x1] |= mask
+    around = _grown(taught, config.ground_px) & ~_grown(open_ground, margin_px)
+    return np.asarray(around | (taught > 0))
 
 
 def shown(instances: Instances, confidence: FloatArray, config: PseudoConfig) -> Instances:
@@ -97,3 +92,10 @@ def _check(instances: Instances, confidence: FloatArray) -> None:
         raise ShapeError(f"{len(instances)} cells but confidences {confidence.shape}; give one for each cell")
     if not np.isfinite(confidence).all():
         raise NonFiniteError(f"a confidence in image {instances.image_id!r} is NaN or infinite; calibrate again")
+
+
+def _grown(mask: UInt8Array, px: int) -> BoolArray:
+    """(H, W) bool: a mask of 0 and 1 and all within `px` of it."""
+    if px <= 0 or not mask.any():
+        return np.asarray(mask > 0)
+    return np.asarray(cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= px)

@@ -13,7 +13,18 @@ from loop.errors import LabelError, ShapeError
 from loop.types import ImageRef, Sample
 
 MODEL = ModelConfig(in_channels=1, dark_background=False)
-STILL = TrainConfig(crop=32, batch=4, scale_jitter=1, rotate=0, elastic=0, intensity=0, veil=0, seed=5)
+STILL = TrainConfig(
+    crop=32,
+    batch=4,
+    scale_jitter=1,
+    rotate=0,
+    elastic=0,
+    intensity=0,
+    veil=0,
+    seed=5,
+    pseudo_share=0.5,
+    consistency=0.5,
+)
 
 
 def flat(tmp_path, name, value, shape=(64, 64)):

@@ -9,6 +9,7 @@ from loop.types import Instances, Origin
 
 CONFIG = PseudoConfig(keep=0.7, doubt=0.2, sure_share=0.5)
 SHAPE = (20, 30)
+CENTRES = (2.5, 9.5, 16.5, 23.5)
 
 
 def cells():
@@ -46,17 +47,16 @@ def test_the_thresholds_themselves_belong_to_what_lies_above():
     np.testing.assert_allclose(lesson.weights, [0.75, 0, 0.5, 0])
 
 
-def test_ground_is_unknown_on_and_around_what_does_not_teach():
-    expected = np.ones(SHAPE, bool)
-    expected[5:9, 8:12] = expected[5:9, 15:19] = False
-    np.testing.assert_array_equal(known_ground(cells(), SURE, CONFIG, margin_px=0), expected)
-    wider = known_ground(cells(), SURE, CONFIG, margin_px=2)
-    assert not wider[3, 9]
-    assert not wider[6, 6]
-    assert not wider[6, 20]
-    assert wider[6, 21:].all()
-    assert wider[2].all()
-    assert wider[5:9, 1:5].all()
+def test_ground_is_known_around_what_teaches_and_unknown_around_what_does_not():
+    y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
+    gap = np.array([np.hypot(np.maximum(abs(x - c) - 1.5, 0), np.maximum(abs(y - 6.5) - 1.5, 0)) for c in CENTRES])
+    near, doubtful = np.minimum(gap[0], gap[3]) <= 5, np.minimum(gap[1], gap[2])
+    config = CONFIG.model_copy(update={"ground_px": 5})
+    for margin in (0, 2):
+        known = known_ground(cells(), SURE, config, margin_px=margin)
+        taught = np.minimum(gap[0], gap[3]) == 0
+        np.testing.assert_array_equal(known, near & ~(doubtful <= margin) | taught)
+    assert not known_ground(cells(), np.zeros(4, np.float32), config).any()
 
 
 def test_the_margin_of_a_doubtful_cell_leaves_a_sure_neighbour_known():
@@ -77,7 +77,7 @@ def test_shown_is_all_but_the_hopeless_with_its_confidence():
 @pytest.mark.parametrize("function", [teach, shown])
 def test_no_cells_are_no_lesson(function):
     assert len(function(Instances.build(SHAPE), np.zeros(0, np.float32), CONFIG)) == 0
-    assert known_ground(Instances.build(SHAPE), np.zeros(0, np.float32), CONFIG).all()
+    assert not known_ground(Instances.build(SHAPE), np.zeros(0, np.float32), CONFIG).any()
     assert known_ground(Instances.build((0, 0)), np.zeros(0, np.float32), CONFIG).shape == (0, 0)
 
 

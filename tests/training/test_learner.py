@@ -23,7 +23,7 @@ from loop.types import ImageRef, Instances, Sample
 ALONE = Group(0, 1, torch.device("cpu"))
 DENSE = ModelConfig(base=4, depth=2)
 SPARSE = ModelConfig(name="sparse_seu_net", base=4, depth=2, queries=20, width=8, overlap=False, objectness=True)
-FOUR = TrainConfig(crop=32, batch=4, device="cpu", precision="fp32", dice=False)
+FOUR = TrainConfig(crop=32, batch=4, device="cpu", precision="fp32", dice=False, pseudo_share=0.5, consistency=0.5)
 
 
 def config(**changes):

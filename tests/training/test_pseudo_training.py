@@ -23,7 +23,7 @@ BY_HEART = TrainConfig(
     max_steps=40, crop=64, batch=2, learning_rate=1e-2, dice=False, warmup_steps=5, ema=0.9, device="cpu", seed=2,
     scale_jitter=1, rotate=0, elastic=0, intensity=0, veil=0,
 )  # fmt: skip
-QUICK = TrainConfig(max_steps=6, crop=32, batch=2, device="cpu", pseudo_ramp=0.5)
+QUICK = TrainConfig(max_steps=6, crop=32, batch=2, device="cpu", pseudo_share=0.5, pseudo_ramp=0.5, consistency=0.5)
 
 
 def silent(step, values):
