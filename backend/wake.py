@@ -1,6 +1,7 @@
 """A webhook event says "look now": asks Prefect for one sync soon after the last event of a project.
 
-Only Prefect's REST API is spoken. A wake that fails is logged and forgotten: polling finds the change anyway.
+Only Prefect's REST API is spoken. Where Prefect is away or too busy (its database locked: 503) a wake is tried again a
+few times; one that fails is logged and forgotten: polling finds the change anyway.
 """
 
 import logging
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 WAKING = frozenset({*WEBHOOK_ACTIONS, "START_TRAINING"})
 TIMEOUT_S = 10.0
+RETRY_S = (0.5, 2.0, 8.0)
+BUSY = frozenset({429, 502, 503, 504})
 
 
 @dataclass
@@ -28,6 +31,7 @@ class _Pending:
     first: float
     due: float
     key: str
+    tries: int = 0
 
 
 class SyncWaker:
@@ -95,10 +99,14 @@ class SyncWaker:
 
     def _run(self) -> None:
         while (due := self._next()) is not None:
-            ls_project_id, key = due
+            ls_project_id, wake = due
             try:
-                self._start_sync(ls_project_id, key)
+                self._start_sync(ls_project_id, wake.key)
             except Exception as error:
+                if isinstance(error, UnreachableError) and wake.tries < len(RETRY_S):
+                    logger.info("sync of Label Studio project %d is asked for again soon: %s", ls_project_id, error)
+                    self._again(ls_project_id, wake)
+                    continue
                 self._metrics.wakes.labels("failed").inc()
                 self._metrics.failed(type(error).__name__)
                 logger.warning(
@@ -108,7 +116,14 @@ class SyncWaker:
                     error,
                 )
 
-    def _next(self) -> tuple[int, str] | None:
+    def _again(self, ls_project_id: int, wake: _Pending) -> None:
+        """Puts a wake back under its key, unless a newer event waits already."""
+        with self._changed:
+            wake.due = time.monotonic() + RETRY_S[wake.tries]
+            wake.tries += 1
+            self._pending.setdefault(ls_project_id, wake)
+
+    def _next(self) -> tuple[int, _Pending] | None:
         """Waits for the first wake that is due and takes it; None at the end."""
         with self._changed:
             while not self._stopped:
@@ -119,7 +134,7 @@ class SyncWaker:
                 left = pending.due - time.monotonic()
                 if left <= 0:
                     del self._pending[ls_project_id]
-                    return ls_project_id, pending.key
+                    return ls_project_id, pending
                 self._changed.wait(left)
         return None
 
@@ -136,11 +151,13 @@ class SyncWaker:
         logger.info("sync of %s asked of Prefect after an event in Label Studio", project)
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        """Prefect's JSON answer to one request, sent once."""
+        """Prefect's JSON answer to one request, sent once; UnreachableError where trying again may help."""
         try:
             answer = self._client.request(method, f"{self._api_url}{path}", json=body, timeout=TIMEOUT_S)
         except httpx.HTTPError as error:
             raise UnreachableError(f"Prefect at {self._api_url} gives no answer ({type(error).__name__})") from error
+        if answer.status_code in BUSY:
+            raise UnreachableError(f"Prefect is too busy: it answered {method} {path} with {answer.status_code}")
         if not answer.is_success:
             raise RefusedError(f"Prefect answered {method} {path} with {answer.status_code}; does its flow runner run?")
         return answer.json()

@@ -24,7 +24,8 @@ def prefect(recorder):
 
 
 @pytest.fixture
-def waker_at():
+def waker_at(monkeypatch):
+    monkeypatch.setattr("backend.wake.RETRY_S", (0.05, 0.1, 0.2))
     wakers = []
     with httpx.Client(trust_env=False) as client:
 
@@ -136,3 +137,28 @@ def test_stop_drops_what_is_pending(prefect, waker_at):
     waker.stop()
     assert time.perf_counter() - begin < 1.0
     assert prefect.received == []
+
+
+def test_a_wake_is_tried_again_under_its_key_while_prefect_is_busy(recorder, waker_at, eventually):
+    def busy_twice(request):
+        if request.method == "GET":
+            return 200, {}, b'{"id": "d"}'
+        busy_twice.asked += 1
+        return (503 if busy_twice.asked <= 2 else 201), {}, b"{}"
+
+    busy_twice.asked = 0
+    server = recorder(busy_twice)
+    waker = waker_at(server.url + "/api")
+    waker.event(7, "ANNOTATION_CREATED")
+    eventually(lambda: _count(waker, "started") == 1)
+    assert _count(waker, "failed") == 0
+    assert len({json.loads(run.body)["idempotency_key"] for run in _runs(server)}) == 1
+
+
+def test_one_that_stays_away_is_given_up_after_a_few_tries(recorder, waker_at, eventually, monkeypatch):
+    monkeypatch.setattr("backend.wake.RETRY_S", (0.01, 0.01))
+    server = recorder(lambda request: (503, {}, b"{}"))
+    waker = waker_at(server.url + "/api")
+    waker.event(7, "ANNOTATION_CREATED")
+    eventually(lambda: _count(waker, "failed") == 1)
+    assert len(server.received) == 3
