@@ -5,7 +5,7 @@ without that part. The cells that the fold models propose in images they have no
 model's cells in the test images, of which nothing was used, measure it. Goal: ECE <= 0.05, Spearman >= 0.7. Beside it
 the same of the raw score and of score x stability. With several labellers their cells are fused. One JSON line.
 
-    python benchmarks/bench_calibration.py --data DIR --images 40 --max-steps 350 --folds 4 --models /tmp/calibration
+    python benchmarks/bench_calibration.py --data DIR --images 40 --max-steps 350 --folds 4 --models MODELS
 """
 
 import argparse
