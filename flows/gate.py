@@ -204,7 +204,7 @@ def _decide(
 
 
 def _predicted(context: LoopContext, version: ModelVersion, holdout: Sequence[Sample]) -> dict[str, Instances]:
-    found = predict_images(context, version, [sample.image for sample in holdout])
+    found = predict_images(context, version, [sample.image for sample in holdout], again=False)
     missing = sorted({s.image.image_id for s in holdout} - set(found))
     if missing:
         logger.warning("%s could not predict the hold-out images %s; not measured", version.label, ", ".join(missing))

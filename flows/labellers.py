@@ -240,7 +240,11 @@ class Panel:
     def hints(self, images: Sequence[ImageRef]) -> Mapping[str, StoredPrediction]:
         """The champion's predictions, where a labeller other than the loop's own models may want them."""
         own = {CHAMPION, *SEGMENTERS}
-        return {} if own.issuperset(self.crew.names) else predict_images(self._context, self._champion, images)
+        return (
+            {}
+            if own.issuperset(self.crew.names)
+            else predict_images(self._context, self._champion, images, again=False)
+        )
 
     def see(self, image: ImageRef, hint: StoredPrediction | None) -> Seen | None:
         """What the labellers see in an image; None where its file cannot be read, which the log says."""

@@ -1,7 +1,6 @@
 """Step 8: one self-contained page that says what was learnt, what it cost and what to do next."""
 
 import base64
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +9,11 @@ from typing import Any
 
 import cv2
 from jinja2 import Environment, PackageLoader, select_autoescape
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
+from flows.advice import next_step, points
 from flows.context import LoopContext, image_ref
+from flows.curves import live_curve, reliability_curve, round_curve
+from flows.effort import cost_model
 from flows.freeze import newest_annotations, read_annotation, split_nuclei
 from flows.overlay import overlay
 from loop.adapters.index import AnnotationRow, ImageRow, RoundRow
@@ -52,7 +52,8 @@ def write_report(context: LoopContext) -> Path:
     rounds = [row for row in context.index.rounds(project.name) if row.status == "done"]
     annotations = [row for row in context.index.annotations(project.name) if not row.cancelled]
     champion = context.registry.champion()
-    trained = [row for row in rounds if row.metrics]
+    trained = [row for row in rounds if "ap" in row.metrics]
+    estimates = [row.metrics["estimate"] for row in rounds if row.metrics.get("estimate")]
     environment = Environment(loader=PackageLoader("flows", "templates"), autoescape=select_autoescape())
     page = environment.get_template("report.html").render(
         project=project,
@@ -60,12 +61,16 @@ def write_report(context: LoopContext) -> Path:
         trained=trained,
         champion=champion.label if champion else "none yet",
         counts=_counts(images, annotations),
-        advice=_advice(context, images, rounds),
+        advice=next_step(context, images, rounds),
         queue=_queue(images),
-        curve=_curve(trained) if trained else "",
+        curve=round_curve(trained) if trained else "",
         pseudo=[row for row in rounds if row.pseudo],
         standing=_standing(rounds),
         reliability=_reliability(rounds),
+        estimate=estimates[-1] if estimates else None,
+        live=live_curve(estimates) if any(found["live"] for found in estimates) else "",
+        cost=cost_model(context).cost if annotations else None,
+        points=points,
         worst=_worst(context, champion.label, images, annotations) if champion else [],
         urls=context.endpoints,
     )
@@ -94,49 +99,9 @@ def _counts(images: Sequence[ImageRow], annotations: Sequence[AnnotationRow]) ->
     }
 
 
-def _advice(context: LoopContext, images: Sequence[ImageRow], rounds: Sequence[RoundRow]) -> str:
-    waiting = [row for row in images if row.state == "open" and row.rank is not None]
-    if not any(row.state == "open" for row in images):
-        return "Every image is labelled or set aside. Add images with `celloop init`, or export the masks."
-    if waiting:
-        return (
-            f"Label the {len(waiting)} images at the head of the queue (Label All Tasks in Label Studio); "
-            f"a round starts by itself after {context.config.trigger.new_annotations} new annotations, "
-            "or by hand with `celloop round`."
-        )
-    if rounds and rounds[-1].decision == "refused":
-        return "The last model was refused; the champion stays in service. More labels decide: run `celloop round`."
-    return "The batch is labelled. Run `celloop round`."
-
-
 def _queue(images: Sequence[ImageRow]) -> list[ImageRow]:
     waiting = [row for row in images if row.state == "open" and row.rank is not None]
     return sorted(waiting, key=lambda row: row.rank or 0)
-
-
-def _curve(rounds: Sequence[RoundRow]) -> str:
-    """Hold-out AP of each round's challenger and of the champion before it, as SVG text."""
-    figure = Figure(figsize=(6.4, 3.0), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    numbers = [row.number for row in rounds]
-    axes.plot(numbers, [row.metrics["ap"] for row in rounds], "o-", label="challenger")
-    against = [(row.number, row.metrics["champion_ap"]) for row in rounds if "champion_ap" in row.metrics]
-    if against:
-        axes.plot([n for n, _ in against], [v for _, v in against], "s--", label="champion before it")
-    axes.set_xlabel("round")
-    axes.set_ylabel("AP on the hold-out")
-    axes.set_xticks(numbers)
-    axes.set_ylim(0, 1)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return _svg(figure)
-
-
-def _svg(figure: Figure) -> str:
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
 
 
 def _standing(rounds: Sequence[RoundRow]) -> dict[str, dict[str, Any]]:
@@ -154,22 +119,7 @@ def _standing(rounds: Sequence[RoundRow]) -> dict[str, dict[str, Any]]:
 def _reliability(rounds: Sequence[RoundRow]) -> str:
     """What was said against what was so, for the confidence of the last round that calibrated one, as SVG text."""
     rows = next((row.pseudo["reliability"] for row in reversed(rounds) if row.pseudo.get("reliability")), None)
-    if not rows:
-        return ""
-    figure = Figure(figsize=(4.2, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.plot([0, 1], [0, 1], "--", color="0.6", label="as it should be")
-    axes.plot([row[0] for row in rows], [row[1] for row in rows], "o-", label="as it is")
-    for said, so, cells in rows:
-        axes.annotate(f"{cells:.0f}", (said, so), textcoords="offset points", xytext=(4, -11), fontsize=8)
-    axes.set_xlabel("confidence said")
-    axes.set_ylabel("share that a person drew too")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    return _svg(figure)
+    return reliability_curve(rows) if rows else ""
 
 
 def _worst(

@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.absent import absent_lines
 from flows.audit import forget_proposals
 from flows.context import BusyError, LoopContext, group_of, image_ref, open_context, project_lock
+from flows.estimate import estimate
 from flows.freeze import Frozen, freeze
 from flows.gate import PSEUDO_FIGURES, Decision, gate
 from flows.labellers import further_kinds, train_kinds
@@ -87,8 +89,8 @@ def make_round(context: LoopContext, tell: Tell = quiet) -> RoundReport:
         elif frozen.snapshot.samples:
             decision = Decision("none", _what_is_missing(context, frozen))
         champion = context.registry.champion()
-        published = _serve(context, row.number, champion, tell)
-        return _finish(context, row.number, frozen, decision=decision, champion=champion, published=published)
+        served = _serve(context, row.number, champion, tell)
+        return _finish(context, row.number, frozen, decision=decision, champion=champion, served=served)
 
 
 def run_round(context: LoopContext, tell: Tell = quiet) -> RoundReport:
@@ -198,6 +200,12 @@ def _learn(context: LoopContext, number: int, frozen: Frozen, tell: Tell) -> Dec
         name = "train" if lesson.teaching == "labelled" else "train-mixed"
         versions.append(_step(name, challenger, context, snapshot_id, log, *more))
     decision = _step("gate", gate, context, versions[0], frozen.holdout, *versions[1:])
+
+    def trained(done: int, total: int) -> None:
+        tell("estimate", done, total)
+
+    now = context.registry.champion()
+    worth = _step("estimate", estimate, context, number, frozen, now, learnt=versions[0], progress=trained)
     if further_kinds(context):
         document["kinds"] = _step("labellers", train_kinds, context, frozen.snapshot.id, frozen.holdout)
     gained = {key: decision.metrics[key] for key in PSEUDO_FIGURES if key in decision.metrics}
@@ -207,13 +215,20 @@ def _learn(context: LoopContext, number: int, frozen: Frozen, tell: Tell) -> Dec
         challenger=", ".join(version.label for version in versions),
         decision=decision.outcome,
         reason=decision.reason,
-        metrics=decision.metrics,
+        metrics={**decision.metrics, "estimate": worth},
         pseudo={**document, **gained},
     )
     return decision
 
 
-def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tell: Tell) -> str:
+class _Served(NamedTuple):
+    """The published version, and a line for each cause why open images could not be chosen."""
+
+    published: str
+    absent: tuple[str, ...]
+
+
+def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tell: Tell) -> _Served:
     images = [image_ref(row) for row in context.index.images(context.project_name) if row.state != "gone"]
     predictions = {}
     if champion is not None:
@@ -222,6 +237,7 @@ def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tel
             tell("predict", done, total)
 
         predictions = dict(_step("predict", predict_images, context, champion, images, told))
+    absent = absent_lines(context, predictions)
     selections = _step("select", select, context, number, predictions)
     calibrated = frozenset[str]()
     if champion is not None:
@@ -235,7 +251,7 @@ def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tel
     def shown(done: int, total: int) -> None:
         tell("publish", done, total)
 
-    return _step(
+    published = _step(
         "publish",
         publish,
         context,
@@ -246,6 +262,7 @@ def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tel
         calibrated=calibrated,
         progress=shown,
     )
+    return _Served(published, absent)
 
 
 def _finish(
@@ -255,7 +272,7 @@ def _finish(
     *,
     decision: Decision,
     champion: ModelVersion | None,
-    published: str,
+    served: _Served,
 ) -> RoundReport:
     name = context.project_name
     rows = context.index.annotations(name)
@@ -268,7 +285,7 @@ def _finish(
         snapshot_id=frozen.snapshot.id,
         decision=decision.outcome,
         reason=decision.reason,
-        published_version=published,
+        published_version=served.published,
         finished_at=datetime.now(UTC),
     )
     page = _step("report", write_report, context)
@@ -282,12 +299,12 @@ def _finish(
         decision.outcome,
         decision.reason,
         champion.label if champion else "",
-        published,
+        served.published,
         len(frozen.train),
         len(frozen.holdout),
         decision.metrics,
         row.pseudo or NO_PSEUDO,
-        frozen.left_out,
+        frozen.left_out + served.absent,
         frozen.suspicious,
         str(page),
     )

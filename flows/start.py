@@ -261,5 +261,6 @@ def task_data(interface: Interface, row: ImageRow) -> dict[str, object]:
         "group": row.group,
         "modality": row.modality,
         "rank": row.rank,
-        "reason": row.reason,
+        "reason": row.told,
+        "annotators": row.annotators,
     }

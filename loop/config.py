@@ -40,6 +40,9 @@ class ModelConfig(_Frozen):
     mask_stride: Literal[1, 2, 4] = Field(2, description="sparse_seu_net: masks are predicted this much smaller")
     overlap: bool = Field(False, description="sparse_seu_net: an overlap head whose features feed the branches")
     objectness: bool = Field(False, description="sparse_seu_net: cells also predict their own IoU")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="share of feature maps blanked at the coarsest levels, for dropout passes"
+    )
 
     @model_validator(mode="after")
     def _heads_find_cells(self) -> "ModelConfig":
@@ -126,11 +129,45 @@ class TrainConfig(_Frozen):
 class SelectConfig(_Frozen):
     """Which images a person sees next (loop/acquisition)."""
 
-    strategy: str = "uncertain_diverse"
-    first_batch: int = Field(12, ge=2, description="images of the first batch, all drawn at random")
-    first_control: float = Field(0.5, gt=0, lt=1, description="share of the first batch that is hold-out")
+    strategy: str = Field("celloop", description="a key of ACQUISITIONS: how images to teach with are chosen")
+    first_strategy: str = Field("typical", description="likewise while there is no model yet; random = by chance")
+    first_batch: int = Field(12, ge=2, description="images of the first batch")
+    first_control: float = Field(0.5, gt=0, lt=1, description="share of the first batch drawn at random as hold-out")
     batch: int = Field(8, ge=1)
     control: float = Field(0.2, ge=0, lt=1, description="share of each later batch drawn at random as hold-out")
+    measure: str = Field("entropy_cells", description="the uncertainty that strategies work with (loop/uncertainty)")
+    embedding: Literal["model", "look"] = Field(
+        "look", description="what makes images alike: brightness, colour and texture, or the model's own features"
+    )
+    passes: Literal["once", "turns", "dropout"] = Field(
+        "once", description="turns, dropout: an image is looked at several times, for bald and disagreement"
+    )
+    n_passes: int = Field(4, ge=2, le=8, description="how often, where it is several times")
+    quick_first: int = Field(2, ge=0, description="so many of the quickest images of a batch come first")
+    annotators: tuple[str, ...] = Field((), description="logins of people who share a batch; () = all see one queue")
+    overlap: float = Field(0.0, ge=0, le=1, description="share of a batch that two of them label, to see them agree")
+
+
+class EffortConfig(_Frozen):
+    """What a person's work costs before it was measured, in seconds (loop/effort)."""
+
+    image_s: float = Field(8.0, ge=0, description="opening, looking, submitting")
+    keep_s: float = Field(0.5, ge=0, description="a predicted cell that stays as it is")
+    edit_s: float = Field(6.0, ge=0, description="a predicted cell that is reshaped")
+    delete_s: float = Field(1.5, ge=0, description="a predicted cell that is removed")
+    add_s: float = Field(8.0, ge=0, description="a cell that is drawn")
+    prior_images: float = Field(10.0, gt=0, description="the figures above count as much as so many measured images")
+
+
+class EstimateConfig(_Frozen):
+    """What a round says of its own worth: the gain over random, what more labels would bring (flows/estimate.py)."""
+
+    every: int = Field(3, ge=0, description="models of random images only are trained each so many rounds; 0 = never")
+    min_images: int = Field(16, ge=4, description="with fewer labelled hold-out images nothing is estimated")
+    share: float = Field(0.5, gt=0, le=1, description="of the training budget, for each such model")
+    ahead_images: int = Field(50, ge=1, description="the forecast says what so many more images would bring")
+    budget_minutes: float | None = Field(None, gt=0, description="of people's time in all; none = no end is set")
+    worth_ap: float = Field(0.01, ge=0, description="more images that bring less than this are not worth it: stop")
 
 
 class GateConfig(_Frozen):
@@ -225,6 +262,8 @@ class LoopConfig(_Frozen):
     instances: InstanceConfig = InstanceConfig()
     train: TrainConfig = TrainConfig()
     select: SelectConfig = SelectConfig()
+    effort: EffortConfig = EffortConfig()
+    estimate: EstimateConfig = EstimateConfig()
     gate: GateConfig = GateConfig()
     publish: PublishConfig = PublishConfig()
     pseudo: PseudoConfig = PseudoConfig()

@@ -1,6 +1,6 @@
 """The nouns that every stage speaks: frozen, plain, without behaviour that needs a library beyond numpy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -178,8 +178,15 @@ class Sample(NamedTuple):
 class Candidate:
     """An open image as the acquisition sees it.
 
-    `uncertainty` >= 0, higher = ask a person sooner; NaN is refused by the caller (NonFiniteError), never sorted last.
-    `embedding` (D,) float32. `n_cells` is the predicted number of cells.
+    Attributes:
+        image_id: the image's stem.
+        group: its slide, well or patient; "" = a group of its own.
+        uncertainty: >= 0, higher = ask a person sooner; strategies refuse NaN (NonFiniteError), it never comes last.
+        embedding: (D,) float32; like images lie near each other.
+        n_cells: the predicted number of cells.
+        foreground: share of the frame that lies in predicted cells, in [0, 1].
+        seconds: how long a person is expected to correct the image; 0 = not known.
+        measures: further uncertainties by name (loop/uncertainty), each >= 0 and higher = ask sooner.
     """
 
     image_id: str
@@ -187,6 +194,9 @@ class Candidate:
     uncertainty: float
     embedding: FloatArray
     n_cells: int = 0
+    foreground: float = 0.0
+    seconds: float = 0.0
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

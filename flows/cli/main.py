@@ -6,7 +6,7 @@ from collections.abc import MutableMapping
 
 import typer
 
-from flows.cli import demo, folders, projects, services, weights
+from flows.cli import demo, folders, projects, review, services, simulate, weights
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -42,5 +42,5 @@ def spare_loopback(environ: MutableMapping[str, str]) -> None:
     environ["NO_PROXY"] = environ["no_proxy"] = value
 
 
-for group in (services, projects, folders, weights, demo):
+for group in (services, projects, review, folders, simulate, weights, demo):
     group.register(app)

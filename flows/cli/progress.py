@@ -24,6 +24,8 @@ WORDS = {
     "tasks": "creating tasks",
     "train": "training (seconds)",
     "predict": "predicting images",
+    "estimate": "comparing with random choice (models)",
+    "replay": "replaying (trainings)",
     "publish": "publishing predictions",
     "annotator": "simulated annotator labels",
     "megabytes": "downloading (MB)",

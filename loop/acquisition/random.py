@@ -15,8 +15,8 @@ def select(
     *,
     labelled: Sequence[FloatArray] = (),
 ) -> list[Selection]:
-    """min(k, N) images in random order; see `loop.acquisition.base.Acquisition`. `labelled` is not looked at."""
-    ordered = check_candidates(candidates, k)
+    """min(k, N) images in random order; see `loop.acquisition.base.Acquisition`. `labelled` is checked, no more."""
+    ordered = check_candidates(candidates, k, labelled)
     drawn = rng.permutation(len(ordered))[:k]
     reason = f"drawn at random from {len(ordered)} open images"
     return [Selection(ordered[int(i)].image_id, rank, False, reason) for rank, i in enumerate(drawn, start=1)]

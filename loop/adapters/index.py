@@ -174,7 +174,7 @@ class Index:
 
         Raises:
             InputError: a field that ImageRow does not have, or a word that it does not take.
-            NonFiniteError: a score is NaN or infinite; names the image.
+            NonFiniteError: a score or seconds are NaN or infinite; names the image.
             StateError: an image is not in the index.
         """
         for image_id, fields in updates.items():

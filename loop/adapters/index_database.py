@@ -28,6 +28,11 @@ _UPGRADES: dict[int, tuple[str, ...]] = {
         "ALTER TABLE images ADD COLUMN pseudo_taught BOOLEAN NOT NULL DEFAULT FALSE",
         "ALTER TABLE rounds ADD COLUMN pseudo JSON NOT NULL DEFAULT '{}'",
     ),
+    2: (
+        "ALTER TABLE images ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE images ADD COLUMN seconds DOUBLE PRECISION",
+        "ALTER TABLE images ADD COLUMN annotators TEXT NOT NULL DEFAULT ''",
+    ),
 }
 _EXAMPLES = "give sqlite:////folder/index.sqlite or postgresql://user:password@host/database"
 

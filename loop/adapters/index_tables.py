@@ -16,7 +16,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from loop.errors import InputError, NonFiniteError
 
-SCHEMA = 2  # raised when a table changes; index_database brings an older index up to it and refuses a newer one
+SCHEMA = 3  # raised when a table changes; index_database brings an older index up to it and refuses a newer one
 
 Role = Literal["open", "train", "control"]
 State = Literal["open", "labelled", "skipped", "unusable", "gone"]
@@ -54,6 +54,9 @@ class ImageRow:
     `taught`: a model has learnt from it, whatever became of its annotation since; it can never measure one.
     `pseudo_taught`: it was drawn to be pseudo-labelled for a model that learnt so, whether a cell in it was sure or
     not, which forbids the same; a person may still label it.
+    `reason` says why it was chosen, `note` what a person should know besides (doubtful cells, minutes); `seconds` is
+    how long a person was expected to need for it when it was chosen, None = not known. `annotators` are the logins of
+    those who share it out among them, each in square brackets; "" = anybody.
     """
 
     project_id: int
@@ -75,6 +78,14 @@ class ImageRow:
     chosen_in: int | None = None
     taught: bool = False
     pseudo_taught: bool = False
+    note: str = ""
+    seconds: float | None = None
+    annotators: str = ""
+
+    @property
+    def told(self) -> str:
+        """Reason and note in one line, as the image's task shows them."""
+        return "; ".join(part for part in (self.reason, self.note) if part)
 
 
 @dataclass(frozen=True)
@@ -230,6 +241,9 @@ class ImageRecord(Base):
     chosen_in: Mapped[int | None]
     taught: Mapped[bool]
     pseudo_taught: Mapped[bool]
+    note: Mapped[str]
+    seconds: Mapped[float | None]
+    annotators: Mapped[str]
 
 
 class AnnotationRecord(Base):
@@ -303,7 +317,7 @@ def to_values(row: ImageRow | AnnotationRow | RoundRow | AuditRow, project_id: i
 
     Raises:
         InputError: the row belongs to another project, or a field holds a word that it does not take.
-        NonFiniteError: the score is NaN or infinite.
+        NonFiniteError: the score or the seconds are NaN or infinite.
     """
     if row.project_id != project_id:
         raise InputError(
@@ -332,12 +346,13 @@ def check_values(row: type[Any], values: Mapping[str, Any], image_id: str = "") 
 
     Raises:
         InputError: names the field, what was given and what is allowed.
-        NonFiniteError: the score is NaN or infinite; names the image.
+        NonFiniteError: the score or the seconds are NaN or infinite; names the image.
     """
     choices = {f.name: get_args(f.type) for f in dataclasses.fields(row) if get_origin(f.type) is Literal}
     for name in choices.keys() & values.keys():
         if values[name] not in choices[name]:
             raise InputError(f"{name}={values[name]!r} is not known; expected one of {', '.join(choices[name])}")
-    score = values.get("score")
-    if score is not None and not math.isfinite(score):
-        raise NonFiniteError(f"image {image_id}: its score is {score}; expected a finite number")
+    for name in ("score", "seconds"):
+        number = values.get(name)
+        if number is not None and not math.isfinite(number):
+            raise NonFiniteError(f"image {image_id}: its {name} is {number}; expected a finite number")

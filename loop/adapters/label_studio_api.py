@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 from xml.etree import ElementTree
 
-from loop.adapters import label_studio_hooks, label_studio_publish, label_studio_tasks
+from loop.adapters import label_studio_hooks, label_studio_publish, label_studio_tabs, label_studio_tasks
 from loop.adapters.label_studio_hooks import SECRET_HEADER, WEBHOOK_ACTIONS
 from loop.adapters.label_studio_http import Connection, StatusError, delete
 from loop.adapters.label_studio_publish import Prediction, Progress, PublishReport, TaskPrediction
@@ -313,8 +313,6 @@ class LabelStudio:
     ) -> int:
         """Makes or corrects the tab of this title in Label Studio's list of tasks; returns its number.
 
-        The names of the columns come by a request of our own, because the SDK has none for them.
-
         Args:
             project_id: Label Studio's number of the project.
             title: of the tab.
@@ -323,36 +321,47 @@ class LabelStudio:
             columns: the only ones to show, e.g. ("data.image", "data.reason", "predictions_score"); none = as it is.
             widths: of columns, px.
         """
-        views = self._sdk.views
-        mine = [tab for tab in views.list(project=project_id) if tab.data.get("title") == title]
-        data: dict[str, Any] = dict(mine[0].data) if mine else {}
-        data |= {"title": title, "type": "list", "target": "tasks", "ordering": list(ordering), "filters": filters}
-        if columns:
-            there = self._connection.get("/api/dm/columns/", project=project_id)["columns"]
-            names = [".".join(filter(None, (column.get("parent"), column["id"]))) for column in there]
-            hidden = [f"tasks:{name}" for name in names if name not in columns and name != "data"]
-            data["hiddenColumns"] = {"explore": hidden, "labeling": hidden}
+        wanted: dict[str, Any] = {"title": title, "ordering": list(ordering), "filters": filters}
         if widths:
-            data["columnsWidth"] = {f"tasks:{name}": width for name, width in widths.items()}
-        if not mine:
-            return int(views.create(project=project_id, data=data).id)
-        views.update(str(mine[0].id), project=project_id, data=data)
-        return int(mine[0].id)
+            wanted["columnsWidth"] = {f"tasks:{name}": width for name, width in widths.items()}
+        return label_studio_tabs.set_tab(self._connection, project_id, wanted, columns)
 
-    def set_task_data(self, task_id: int, data: Mapping[str, Any]) -> None:
-        """Replaces the whole data of a task (140 ms a task on SQLite)."""
-        self._sdk.tasks.update(str(task_id), data=dict(data))
+    def tab_titles(self, project_id: int) -> list[str]:
+        """The titles of all tabs, in the order in which they stand there."""
+        return label_studio_tabs.tab_titles(self._connection, project_id)
 
-    def next_task(self, project_id: int) -> dict[str, Any] | None:
-        """What Label Studio serves the token's owner next, asked as its button "Label All Tasks" asks; None = all done.
+    def remove_tab(self, project_id: int, title: str) -> None:
+        """Deletes every tab of this title; nothing happens if there is none."""
+        label_studio_tabs.remove_tab(self._connection, project_id, title)
 
-        The task is reserved for this person for a day: the same one is served again until it is submitted or skipped.
-        Asked by a request of our own, because the SDK throws away what an action answers.
+    def people(self) -> dict[str, int]:
+        """Label Studio's number of each person, by login (e-mail) and by user name, both in lower case."""
+        return label_studio_tabs.people(self._connection)
+
+    def set_task_data(self, task_id: int, data: Mapping[str, Any], *, people: int | None = None) -> None:
+        """Replaces the whole data of a task (140 ms on SQLite), and how many people label it; None = as it is."""
+        more = {} if people is None else {"overlap": people}
+        self._sdk.tasks.update(str(task_id), data=dict(data), **more)
+
+    def next_task(self, project_id: int, *, tab: str | None = None) -> dict[str, Any] | None:
+        """What Label Studio serves the token's owner next; None = all done.
+
+        Asked as its button "Label All Tasks" asks, or for a tab as the tab's "Label Tasks As Displayed" does. The
+        former's task is reserved for this person for a day: the same one is served again until it is submitted or
+        skipped. Asked by a request of our own, because the SDK throws away what an action answers.
+
+        Args:
+            project_id: Label Studio's number of the project.
+            tab: the title of a tab.
+
+        Raises:
+            StateError: there is no such tab.
         """
         action = {"id": "next_task", "project": project_id}
+        queue = {} if tab is None else label_studio_tabs.queue_of(self._connection, project_id, tab)
         try:
             served: dict[str, Any] = self._connection.send(
-                "POST", "/api/dm/actions/", params=action, body={"project": project_id}
+                "POST", "/api/dm/actions/", params=action, body={"project": project_id, **queue}
             ).body
         except StatusError as error:
             if error.status != 404:

@@ -6,15 +6,16 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from loop.errors import ImageError, NonFiniteError
-from loop.types import FloatArray, ImageRef, Instances, Source
+from loop.errors import ImageError, InputError, NonFiniteError
+from loop.types import Candidate, FloatArray, ImageRef, Instances, Source
+from loop.uncertainty.aggregate import covered
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +27,21 @@ CELLS = frozenset(["boxes", "bits", "scores", "labels"])
 
 @dataclass(frozen=True, eq=False)
 class StoredPrediction:
-    """Cells, uncertainty (>= 0, finite) and embedding (D,) float32 of one image by one model version."""
+    """What one model version says of one image.
+
+    Attributes:
+        instances: the cells.
+        uncertainty: >= 0, finite.
+        embedding: (D,) float32.
+        measures: uncertainties by name (loop/uncertainty/measures.py), finite; {} where none were stored.
+        looks: how the several looks were taken that "bald" and "disagreement" come from, e.g. "turns x 4"; "" = none.
+    """
 
     instances: Instances
     uncertainty: float
     embedding: FloatArray
+    measures: dict[str, float] = field(default_factory=dict)
+    looks: str = ""
 
 
 class PredictionStore:
@@ -49,23 +60,69 @@ class PredictionStore:
         if arrays is None:
             return None
         instances = cells_of(arrays, image, source="model", model_version=self._model_label)
-        return StoredPrediction(instances, float(arrays["uncertainty"]), arrays["embedding"])
+        measures, looks = _measures(arrays)
+        return StoredPrediction(instances, float(arrays["uncertainty"]), arrays["embedding"], measures, looks)
 
     def save(self, image: ImageRef, prediction: StoredPrediction) -> None:
         """Keeps `prediction` for `image`.
 
         Raises:
-            NonFiniteError: the uncertainty, a score or the embedding is NaN or infinite; names the image.
+            NonFiniteError: an uncertainty, a score or the embedding is NaN or infinite; names the image.
             ImageError: the prediction has another size than the image.
         """
         cells = prediction.instances
-        numbers = np.concatenate([[prediction.uncertainty], cells.scores, prediction.embedding])
+        measures = np.array(list(prediction.measures.values()), np.float64)
+        numbers = np.concatenate([[prediction.uncertainty], measures, cells.scores, prediction.embedding])
         check_cells(cells, numbers, image, f"model {self._model_label}")
         rest: Arrays = {
             "uncertainty": np.asarray(prediction.uncertainty, np.float64),
             "embedding": prediction.embedding.astype(np.float32),
+            "measures": measures,
+            "measure_names": np.array(list(prediction.measures), np.str_),
+            "looks": np.array(prediction.looks),
         }
         write_arrays(array_file(self._directory, image), {**arrays_of(cells), **rest})
+
+
+def _measures(arrays: Arrays) -> tuple[dict[str, float], str]:
+    """Measures and looks; files of before they were kept have none."""
+    if not {"measures", "measure_names", "looks"} <= arrays.keys():
+        return {}, ""
+    names, values = arrays["measure_names"].tolist(), arrays["measures"].tolist()
+    return dict(zip(names, values, strict=True)), str(arrays["looks"])
+
+
+def candidate_of(
+    stored: StoredPrediction, image_id: str, group: str, *, seconds: float = 0.0, measure: str = "entropy_cells"
+) -> Candidate:
+    """An open image as the acquisition sees it.
+
+    Args:
+        stored: what the model says of it.
+        image_id: the image's stem.
+        group: its slide, well or patient; "" = a group of its own.
+        seconds: how long a person is expected to correct it; 0 = not known.
+        measure: the name of the uncertainty that counts (`select.measure`).
+
+    Raises:
+        InputError: the prediction lacks that measure; names the image.
+    """
+    if measure not in stored.measures:
+        known = ", ".join(sorted(stored.measures)) or "none"
+        raise InputError(
+            f"image {image_id} has no measure {measure!r}, only {known}; choose one of these as select.measure, or for "
+            "bald and disagreement set select.passes to turns or dropout"
+        )
+    return Candidate(
+        image_id,
+        group,
+        stored.measures[measure],
+        stored.embedding,
+        n_cells=len(stored.instances),
+        foreground=float(covered(stored.instances).mean()),
+        seconds=seconds,
+        measures=stored.measures,
+    )
 
 
 def array_file(directory: Path, image: ImageRef) -> Path:

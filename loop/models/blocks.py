@@ -102,6 +102,26 @@ class Decoder(nn.Module):
         return x
 
 
+class LevelDropout(nn.Module):
+    """Blanks whole feature maps of the two coarsest levels at random, in training mode alone.
+
+    The random numbers come from torch's global generator, which a training starts anew at each step. With a share of 0 it does nothing; it has no weights, so
+    checkpoints of networks with and without it are alike.
+
+    Source: Gal and Ghahramani 2016; Tompson et al. 2015 (whole maps); the coarsest levels as in Kendall et al. 2015
+    (Bayesian SegNet), who drop single values.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(nn.Dropout2d(share) for _ in range(2)) if share else nn.ModuleList()
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        """What an `Encoder` gives, the coarsest level last, to the same shapes."""
+        kept = len(features) - len(self.levels)
+        return [*features[:kept], *(drop(x) for drop, x in zip(self.levels, features[kept:], strict=True))]
+
+
 def initialise(net: nn.Module, generator: torch.Generator) -> None:
     """Draws the weights of all convolutions and linear layers anew (He et al. 2015), in place, from `generator`."""
     for module in net.modules():

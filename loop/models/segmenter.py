@@ -1,6 +1,7 @@
 """Pixels in, cells out: a network with its settings, on the device and in the precision at hand."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -18,8 +19,7 @@ from loop.models.queries import confidences_of
 from loop.models.runtime import autocast, resolve_device, to_input
 from loop.models.sparse import QueryBatch, border_of, look
 from loop.types import FloatArray, Instances, UInt8Array
-from loop.uncertainty.aggregate import mean_over_cells
-from loop.uncertainty.entropy import binary_entropy
+from loop.uncertainty.measures import measures_of
 
 THUMBNAIL = 256
 WINDOWS_A_PASS = 8
@@ -34,11 +34,13 @@ class Prediction:
         uncertainty: in [0, ln 2], higher = ask a person sooner: mean over the cells of the mean binary entropy of the
             interior probability in the cell; without cells the mean over the whole frame.
         embedding: (D,) float32, finite; like images lie near each other.
+        measures: uncertainties by name (loop/uncertainty/measures.py), `uncertainty` as "entropy_cells" among them.
     """
 
     instances: Instances
     uncertainty: float
     embedding: FloatArray
+    measures: dict[str, float] = field(default_factory=dict)
 
 
 class Sighting(NamedTuple):
@@ -95,6 +97,21 @@ class Segmenter:
         self._stride = int(getattr(net, "stride", 1))
         self._at_once = WINDOWS_A_PASS if self.device.type == "cuda" else 1
 
+    def with_net(self, change: Callable[[nn.Module], nn.Module]) -> "Segmenter":
+        """A segmenter of the same settings that looks once at an image, with another network.
+
+        Args:
+            change: from this segmenter's network, which it must leave as it is, to the other.
+        """
+        return Segmenter(
+            change(self._net),
+            self.model_config,
+            self.instance_config.model_copy(update={"tta": 1}),
+            device=self.device.type,
+            precision=self._precision,
+            model_version=self.model_version,
+        )
+
     @property
     def heads(self) -> tuple[str, ...]:
         """The names of the maps that the network gives beside cells."""
@@ -107,7 +124,7 @@ class Segmenter:
         return getattr(self._net, "queries", None) is not None
 
     def predict(self, pixels: UInt8Array, *, image_id: str = "") -> Prediction:
-        """Cells, uncertainty and embedding of an image of any size from 1 x 1 px.
+        """Cells, uncertainties and embedding of an image of any size from 1 x 1 px.
 
         Args:
             pixels: (H, W, C) uint8, C in {1, 3}.
@@ -120,11 +137,11 @@ class Segmenter:
         stretched = self._stretch(pixels)
         sighting = self._look(stretched, image_id)
         instances = self.cells(sighting, image_id=image_id)
-        uncertainty = mean_over_cells(binary_entropy(sighting.interior), instances)
+        measures = measures_of(sighting.interior, instances)
         embedding = self._embed(stretched)
         if not np.isfinite(embedding).all():
             raise NonFiniteError(f"the embedding of image {image_id!r} holds NaN or infinity; train the model again")
-        return Prediction(instances, uncertainty, embedding)
+        return Prediction(instances, measures["entropy_cells"], embedding, measures)
 
     def look(self, pixels: UInt8Array, *, image_id: str = "") -> Sighting:
         """What the network sees in an image, before thresholds make cells of it; arguments and errors as `predict`."""

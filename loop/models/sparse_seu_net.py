@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from loop.config import ModelConfig
 from loop.errors import ConfigError
-from loop.models.blocks import ConvBlock, Encoder
+from loop.models.blocks import ConvBlock, Encoder, LevelDropout
 
 N_CONVS = 4
 N_CONVS_BELOW = 2
@@ -46,7 +46,7 @@ class SparseSEUNet(nn.Module):
     branch gave one level below, doubled in size. Figure 4.13 is read so that the lowest fork is at the first level
     above the bottleneck and that the branches meet only in the `InstanceHead`; below the last level they have two
     convolutions each, where the text gives no number. With `overlap` a second decoder predicts where cells overlap;
-    its features join those of the first before the last fork.
+    its features join those of the first before the last fork. `dropout` is as in `UNet`.
 
     `heads` are the names of the channels of `dense`, `stride` is what height and width must be multiples of,
     `embedding_size` the D of `embed`, `queries` the N. Windows at inference should be of the training crop's size: the
@@ -78,6 +78,7 @@ class SparseSEUNet(nn.Module):
         self.mask_stride = config.mask_stride
         self.multi = config.levels == "multi"
         self.encoder = Encoder(config.in_channels, widths, config.reduction)
+        self.dropout = LevelDropout(config.dropout)
         levels = list(reversed(range(last, config.depth)))
         self.decoder = nn.ModuleList(_up_block(widths, level, config.reduction) for level in levels)
         forks = levels if self.multi else [last]
@@ -110,7 +111,7 @@ class SparseSEUNet(nn.Module):
         Raises:
             ShapeError: another number of channels, or H or W is not a multiple of `stride`.
         """
-        features = self.encoder(x)
+        features = self.dropout(self.encoder(x))
         side, dense = self._overlap(features)
         mask, instance = self._branches(features, side)
         masks, classes, objectness = self.head(mask, instance)

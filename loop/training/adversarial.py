@@ -2,8 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from typing import NamedTuple
 
@@ -255,11 +254,3 @@ class AdversarialLearner(Learner):
         for current, kept in zip(self.average.tensors, self._good, strict=True):
             current.copy_(kept)
         self.average.copy_to(self.net)
-
-    @contextmanager
-    def _drawn(self, number: int) -> Iterator[None]:
-        """Torch's global generators start from the seed and `number`, and are afterwards as they were before."""
-        device = self._group.device
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(self._config.seed * 1_000_003 + number)
-            yield

@@ -1,8 +1,8 @@
 """A network that learns: its weights, optimiser and averaged weights, and one optimiser step at a time."""
 
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -54,6 +54,7 @@ class Learner:
         self.ended = ""
         self._config = config
         self._group = group
+        self._drops = model.dropout > 0
         self._most = config.batch
         self._optimiser = torch.optim.AdamW(
             self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -82,11 +83,12 @@ class Learner:
         self._ramp = ramp
         for options in self._optimiser.param_groups:
             options["lr"] = rate
-        loss = self._gradients(batches)
-        while loss is None:
-            if self._group.device.type == "cuda":
-                torch.cuda.empty_cache()
+        with self._drawn(self.steps + 1) if self._drops else nullcontext():
             loss = self._gradients(batches)
+            while loss is None:
+                if self._group.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                loss = self._gradients(batches)
         self._proven = True
         nn.utils.clip_grad_norm_(self.net.parameters(), MAX_GRADIENT_NORM)
         self._optimiser.step()
@@ -164,6 +166,14 @@ class Learner:
             output = functional_call(self.net, weights, (image,))
         logits: Tensor = output.dense if hasattr(output, "dense") else output
         return torch.sigmoid(logits.float())
+
+    @contextmanager
+    def _drawn(self, number: int) -> Iterator[None]:
+        """Torch's global generators start from the seed and `number`, and are afterwards as they were before."""
+        device = self._group.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.manual_seed(self._config.seed * 1_000_003 + number)
+            yield
 
     def _halve(self, error: torch.OutOfMemoryError) -> None:
         if self._group.world > 1:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.acquisition.batch import choose_batch, first_batch
+from loop.acquisition import spaced
+from loop.acquisition.batch import QUICK_REASON, choose_batch, first_batch
 from loop.errors import ConfigError, InputError, NonFiniteError
 from loop.types import Candidate
 
@@ -144,9 +145,70 @@ def test_identical_embeddings():
     assert len(batch(same, k=5)) == 5
 
 
+@pytest.mark.parametrize("strategy", ["random", "uncertain_diverse", "core_set", "typical"])
+def test_identical_embeddings_one_group_and_more_than_the_pool(strategy):
+    candidates = [Candidate(c.image_id, "only", 0.5, np.ones(3, np.float32)) for c in pool({"": 7})]
+    for k in (0, 3, 7, 50):
+        chosen = batch(candidates, k=k, share=0.4, strategy=strategy)
+        assert len({s.image_id for s in chosen}) == len(chosen) == min(k, 7)
+        assert not any(s.control for s in chosen)
+
+
+def timed(n, seconds):
+    """Images of falling uncertainty, each unlike the others, of these seconds."""
+    return [
+        Candidate(f"i{i:02d}", "", 1 - i / 100, np.eye(n, dtype=np.float32)[i], seconds=float(value))
+        for i, value in enumerate(seconds)
+    ]
+
+
+def test_the_quickest_of_the_chosen_come_first_and_the_rest_keeps_its_order():
+    candidates = timed(8, [50, 40, 0, 20, 60, 10, 70, 80])
+    plain = batch(candidates, k=8, share=0.0)
+    quick = batch(candidates, k=8, share=0.0, quick_first=2)
+    assert [s.image_id for s in quick][:2] == ["i05", "i03"]
+    assert [s.image_id for s in quick][2:] == [s.image_id for s in plain if s.image_id not in ("i05", "i03")]
+    assert [s.rank for s in quick] == list(range(1, 9))
+    assert [QUICK_REASON in s.reason for s in quick] == [True, True] + [False] * 6
+    assert batch(timed(8, [0] * 8), k=8, share=0.0, quick_first=3) == batch(timed(8, [0] * 8), k=8, share=0.0)
+
+
+def test_control_images_are_not_moved_ahead_and_stay_evenly_between():
+    candidates = timed(30, range(1, 31))
+    for seed in range(10):
+        plain = batch(candidates, k=10, share=0.2, seed=seed)
+        quick = batch(candidates, k=10, share=0.2, seed=seed, quick_first=2)
+        assert {s.image_id for s in quick if s.control} == {s.image_id for s in plain if s.control}
+        assert [s.rank for s in quick if s.control] == [5, 8]
+        assert {s.image_id for s in quick} == {s.image_id for s in plain}
+
+
+def test_near_duplicates_are_not_chosen_together_while_others_are_left():
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(size=(5, 6)) * 10
+    candidates = [
+        Candidate(f"k{i % 5}-{i}", "", 0.9 if i % 5 == 0 else 0.1, (kinds[i % 5] + 1e-4 * i).astype(np.float32))
+        for i in range(30)
+    ]
+    # most uncertain are all of one kind; copies of a kind lie 1e-4 apart, kinds about 30
+    kinds_of = [s.image_id[:2] for s in batch(candidates, k=5, share=0.0, strategy="uncertain_diverse")]
+    assert sorted(kinds_of) == ["k0", "k1", "k2", "k3", "k4"]
+
+
+def test_what_keeps_near_duplicates_apart_by_itself_is_asked_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(spaced, "families", lambda given: asked.append(len(given)) or np.arange(len(given)))
+    for strategy, times in (("random", 0), ("celloop", 1), ("uncertain_diverse", 1)):
+        asked.clear()
+        assert len(batch(pool({"": 9}), k=4, strategy=strategy)) == 4
+        assert len(asked) == times
+
+
 def test_bad_arguments_are_refused():
-    with pytest.raises(ConfigError, match=r"bald.*random, uncertain_diverse"):
-        batch(pool({"": 3}), strategy="bald")
+    with pytest.raises(InputError, match="quick_first=-1"):
+        batch(pool({"": 3}), quick_first=-1)
+    with pytest.raises(ConfigError, match=r"nonesuch.*random, .*uncertain_diverse"):
+        batch(pool({"": 3}), strategy="nonesuch")
     with pytest.raises(InputError, match=r"control_share=1\.5"):
         batch(pool({"": 3}), share=1.5)
     with pytest.raises(InputError, match="k=-2"):
@@ -182,3 +244,23 @@ def test_first_batch_of_a_small_pool():
     chosen = first_batch([("a", ""), ("b", ""), ("c", ""), ("d", "")], 12, 0.5, np.random.default_rng(0))
     assert len(chosen) == 4
     assert sum(s.control for s in chosen) == 2
+
+
+def test_a_first_batch_by_embeddings_takes_one_of_each_kind_and_its_control_by_chance():
+    kinds = {f"i{i:02d}": np.array([10.0 * (i % 3), 1e-3 * i], np.float32) for i in range(30)}
+    images = [(image_id, "") for image_id in kinds]
+    chosen = first_batch(images, 3, 0.0, np.random.default_rng(0), strategy="core_set", embeddings=kinds)
+    assert sorted(int(s.image_id[1:]) % 3 for s in chosen) == [0, 1, 2]
+    mixed = [
+        first_batch(images, 6, 0.5, np.random.default_rng(seed), strategy="core_set", embeddings=kinds)
+        for seed in range(2)
+    ]
+    by_chance = [first_batch(images, 6, 0.5, np.random.default_rng(seed)) for seed in range(2)]
+    for one, other in zip(mixed, by_chance, strict=True):
+        assert [s for s in one if s.control] == [s for s in other if s.control]
+        assert not any("random" in s.reason for s in one if not s.control)
+
+
+def test_a_first_batch_names_images_without_an_embedding():
+    with pytest.raises(InputError, match=r"1 images.*\(b\)"):
+        first_batch([("a", ""), ("b", "")], 2, 0.5, np.random.default_rng(0), embeddings={"a": np.zeros(2, np.float32)})

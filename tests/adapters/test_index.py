@@ -434,20 +434,22 @@ class TestOpening:
     def test_an_index_of_another_schema(self, index, url):
         with index._write() as session:
             session.execute(sa.text("UPDATE celloop_schema SET number = 99"))
-        with pytest.raises(StateError, match="has schema 99, this celloop reads 2"):
+        with pytest.raises(StateError, match="has schema 99, this celloop reads 3"):
             Index(url).projects()
 
     def test_an_index_of_the_first_schema_is_brought_up_to_date_and_keeps_its_rows(self, index, url):
         index.add_images("cells", [image("a", taught=True)])
         index.open_round("cells")
         with index._write() as session:
-            session.execute(sa.text("ALTER TABLE images DROP COLUMN pseudo_taught"))
+            for column in ("pseudo_taught", "note", "seconds", "annotators"):
+                session.execute(sa.text(f"ALTER TABLE images DROP COLUMN {column}"))
             session.execute(sa.text("ALTER TABLE rounds DROP COLUMN pseudo"))
             session.execute(sa.text("DROP TABLE pseudo_audits"))
             session.execute(sa.text("UPDATE celloop_schema SET number = 1"))
         index.close()
         later = Index(url)
         assert later.images("cells") == [image("a", taught=True, pseudo_taught=False)]
+        later.set_images("cells", {"a": {"note": "about 3 min", "seconds": 170.0, "annotators": "[ann]"}})
         assert later.rounds("cells")[0].pseudo == {}
         assert later.audits("cells") == []
         later.close()

@@ -201,5 +201,5 @@ def hire(monkeypatch: pytest.MonkeyPatch, **guessers: Labeller | Exception) -> N
         return found
 
     monkeypatch.setattr(labellers, "build_labeller", build)
-    monkeypatch.setattr(labellers, "predict_images", lambda context, version, images: {})
+    monkeypatch.setattr(labellers, "predict_images", lambda context, version, images, **_: {})
     monkeypatch.setattr(labellers, "load_segmenter", lambda context, version: SimpleNamespace(version=version))

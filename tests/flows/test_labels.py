@@ -50,6 +50,8 @@ class FakeLabelStudio:
 
     def set_tab(self, *_: Any, **__: Any) -> None: ...
 
+    def set_task_data(self, *_: Any, **__: Any) -> None: ...
+
     def predictions(self, task_id: int) -> list[SimpleNamespace]:
         self.asked += 1
         found = self.published.get(task_id)
@@ -85,6 +87,8 @@ class FakeLabelStudio:
 
 
 def make_context(root: Path, xml: str) -> Any:
+    for name in STEMS:
+        (root / name).touch()
     index = Index(f"sqlite:///{root / 'index.sqlite3'}")
     project = index.add_project("p", ls_project_id=1, root=root, label_config=xml)
     index.add_images(

@@ -109,7 +109,7 @@ class Segmenter:
     def predict(self, pixels: Any, *, image_id: str) -> Any:
         shape = (7, 7) if image_id == "i1" else pixels.shape[:2]
         cells = Instances.build(shape, np.zeros((0, 4), np.int32), [], image_id=image_id, source="model")
-        return SimpleNamespace(instances=cells, uncertainty=0.0, embedding=np.zeros(4, np.float32))
+        return SimpleNamespace(instances=cells, uncertainty=0.0, embedding=np.zeros(4, np.float32), measures={})
 
 
 def test_an_image_that_cannot_be_predicted_is_named_and_left_out(

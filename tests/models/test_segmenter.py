@@ -10,6 +10,7 @@ from loop.models.blocks import initialise
 from loop.models.runtime import resolve_device, to_input, uses_bf16
 from loop.models.segmenter import Segmenter
 from loop.models.seu_net import SEUNet
+from loop.uncertainty.measures import FROM_ONE_LOOK, measures_of
 
 CPU = torch.device("cpu")
 
@@ -80,6 +81,22 @@ def test_predict_finds_a_bright_disc_and_says_so():
     assert cells.scores[0] == pytest.approx(p, abs=1e-4)
     assert got.uncertainty == pytest.approx(-p * np.log(p) - (1 - p) * np.log(1 - p), abs=1e-4)
     assert (got.embedding.shape, got.embedding.dtype) == ((3,), np.float32)
+
+
+def test_a_prediction_carries_all_measures_of_one_look():
+    pixels = random_pixels(40, 50)
+    got = segmenter(min_score=0.0, min_area=1).predict(pixels, image_id="a")
+    seen = segmenter().look(pixels)
+    assert tuple(got.measures) == FROM_ONE_LOOK
+    assert got.measures == measures_of(seen.interior, got.instances)
+    assert got.uncertainty == got.measures["entropy_cells"]
+
+
+def test_another_network_takes_the_same_settings_and_looks_once():
+    first = Segmenter(Local(), ModelConfig(), InstanceConfig(tta=8, tile=64), device="cpu", precision="fp32")
+    other = first.with_net(lambda net: nn.Sequential(net))
+    assert (other.instance_config.tta, other.instance_config.tile, first.instance_config.tta) == (1, 64, 8)
+    assert (other.device, other.model_config) == (first.device, first.model_config)
 
 
 def test_without_cells_uncertainty_is_that_of_the_frame():

@@ -252,3 +252,21 @@ def both(cells):
     boxes = np.concatenate([cells.boxes_xyxy, cells.boxes_xyxy[:1]])
     weights = np.concatenate([cells.weights, cells.weights[:1]])
     return Instances.build(cells.shape, boxes, [*cells.masks, cells.masks[0]], weights=weights)
+
+
+@pytest.mark.parametrize("name", ["unet", "sparse_seu_net"])
+def test_dropout_is_drawn_from_the_seed_and_the_step_whatever_the_global_generator(samples, name):
+    model = ModelConfig(name=name, base=4, depth=2, queries=20, width=8, dropout=0.5)
+
+    def weights(noise):
+        learner = Learner(model, FOUR, ALONE)
+        stream = CropStream(samples, model, FOUR, learner.lesson)
+        with torch.random.fork_rng():
+            torch.manual_seed(noise)
+            before = torch.random.get_rng_state()
+            for number in range(3):
+                learner.step([stream.batch(number)], 1e-2)
+            assert torch.equal(torch.random.get_rng_state(), before)
+        return torch.cat([parameter.detach().flatten() for parameter in learner.net.parameters()])
+
+    assert torch.equal(weights(1), weights(2))
