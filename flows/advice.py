@@ -40,6 +40,7 @@ class Figures:
     """What the advice rests on; intervals in AP of 0 to 1.
 
     `gain` and `forecast` are None where they are not known; `no_gain` says why. `stable`: successive models agree.
+    `modelled`: the time that is spent is reckoned from the cells, not measured.
     """
 
     holdout: int
@@ -52,6 +53,7 @@ class Figures:
     no_gain: str = ""
     stable: bool = False
     budget_spent: bool = False
+    modelled: bool = False
 
 
 def advise(figures: Figures) -> Advice:
@@ -66,20 +68,32 @@ def next_step(context: LoopContext, images: Sequence[ImageRow], rounds: Sequence
     if not any(row.state == "open" for row in images):
         return "Every image is labelled or set aside. Add images with `celloop init`, or export the masks."
     if waiting:
+        where = "at the head of the queue (Label All Tasks in Label Studio)"
+        if context.config.select.annotators:
+            where = (
+                "of the batch, each of you in his own tab of Label Studio (Batch for LOGIN, Label Tasks As Displayed)"
+            )
         return (
-            f"Label the {len(waiting)} images at the head of the queue (Label All Tasks in Label Studio); "
+            f"Label the {len(waiting)} images {where}; "
             f"a round starts by itself after {context.config.trigger.new_annotations} new annotations, "
             "or by hand with `celloop round`."
         )
     if rounds and rounds[-1].decision == "refused":
         return "The last model was refused; the champion stays in service. More labels decide: run `celloop round`."
+    if rounds and not any(row.chosen_in == rounds[-1].number for row in images):
+        return (
+            "The last round could choose none of the open images: their files are gone or could not be read, or they "
+            "are of a group of the hold-out. Put files back, or add images with `celloop init`, then run "
+            "`celloop round`."
+        )
     return "The batch is labelled. Run `celloop round`."
 
 
 def _rule(figures: Figures) -> Advice:
     forecast, gain, worth = figures.forecast, figures.gain, figures.worth
     if figures.budget_spent:
-        return Advice("stop", "stop: the time set aside for labelling is spent.")
+        how = ", as reckoned from the cells (Label Studio has not measured all images)" if figures.modelled else ""
+        return Advice("stop", f"stop: the time set aside for labelling is spent{how}.")
     if figures.holdout < figures.min_images:
         return Advice(
             "too early",
@@ -90,7 +104,8 @@ def _rule(figures: Figures) -> Advice:
         return Advice("stop", f"stop: {_ahead(figures, forecast)}{agree}.")
     if gain is not None and gain.high < worth:
         more = f"; {_ahead(figures, forecast)}" if forecast is not None else ""
-        return Advice("use random", f"use random: the chosen images teach no more than random ones{more}.")
+        hardly = "hardly" if gain.low > 0 else "no"
+        return Advice("use random", f"use random: the chosen images teach {hardly} more than random ones{more}.")
     if forecast is None:
         return Advice("too early", "too early to say: a forecast needs models of three amounts of labels.")
     if forecast.mean >= worth:

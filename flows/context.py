@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,6 +108,11 @@ def only_project(workspace: Workspace, name: str | None) -> str:
 def group_of(row: ImageRow) -> str:
     """The group of an image; one without a group is a group of its own."""
     return row.group or row.image_id
+
+
+def shows_a_model(project: str, published: str) -> bool:
+    """Whether what was published under this name came from a model; before there is one, it is 0 cells everywhere."""
+    return bool(published) and re.fullmatch(rf"{re.escape(registry_name(project))}-r\d+", published) is None
 
 
 def image_ref(row: ImageRow) -> ImageRef:

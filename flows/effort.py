@@ -5,7 +5,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.context import LoopContext
+from flows.context import LoopContext, shows_a_model
 from flows.sync import load_annotation
 from loop.adapters.index import AnnotationRow, ImageRow
 from loop.effort.cost import CostModel, Observation, fit_cost
@@ -27,7 +27,7 @@ for a pixel of the smallest cells (21 px in examples/dsb2018-mini)."""
 class Work:
     """One annotation beside what it started from.
 
-    `predicted`: a prediction was on screen, be it of 0 cells. `started_from` is the published version then. `seconds`
+    `predicted`: what a model said was on screen, be it 0 cells. `started_from` is the published version then. `seconds`
     is None where Label Studio did not measure them.
     """
 
@@ -82,7 +82,7 @@ def observations(context: LoopContext) -> list[Work]:
         if image is None or annotation.cancelled:
             continue
         try:
-            work = _work(annotation, image, interface)
+            work = _work(annotation, image, interface, context.project_name)
         except (OSError, ValueError, KeyError, LoopError) as error:
             logger.warning(
                 "annotation %d of %s says nothing of effort: %s", annotation.annotation_id, image.image_id, error
@@ -92,7 +92,7 @@ def observations(context: LoopContext) -> list[Work]:
     return works
 
 
-def _work(annotation: AnnotationRow, image: ImageRow, interface: Interface) -> Work | None:
+def _work(annotation: AnnotationRow, image: ImageRow, interface: Interface, project: str) -> Work | None:
     """The annotation beside what it started from; None where it covers a part of the image."""
     body = load_annotation(Path(annotation.file))
     started_from = str(body["started_from"])
@@ -106,7 +106,8 @@ def _work(annotation: AnnotationRow, image: ImageRow, interface: Interface) -> W
         raise LabelError("; ".join(faults))
     if not drawn.whole:
         return None
-    predicted = bool(body.get("offered")) or (bool(started_from) and body.get("parent_prediction") is not None)
+    linked = body.get("parent_prediction") is not None and shows_a_model(project, started_from)
+    predicted = bool(body.get("offered")) or linked
     outcome = compare(offered.instances, drawn.instances, kept_iou=KEPT_IOU)
     return Work(annotation, outcome, predicted, started_from, _seconds(annotation))
 

@@ -169,6 +169,8 @@ def _gain(
     if every == 0:
         return {"reason": "it is switched off (estimate.every is 0)"}
     last: Document | None = next((doc["gain"] for doc in reversed(earlier) if interval_of(doc["gain"])), None)
+    if context.config.select.strategy == "random":
+        last = None  # what was measured of another strategy says nothing of this one
     if last is not None and number - last["round"] < every:
         return last
     try:
@@ -182,10 +184,11 @@ def _gain(
 
 
 def _forecast(config: LoopConfig, documents: Sequence[Document]) -> Document:
-    """What `estimate.ahead_images` more images would bring, from the models of all rounds so far."""
+    """What `estimate.ahead_images` more images would bring, from the models of all rounds so far, each of them once."""
     settings, control = config.estimate, config.select.control
     points = [(doc["teaching"], doc["learnt"] or doc["live"]) for doc in documents if doc["learnt"] or doc["live"]]
-    points = [(cost, found) for cost, found in points if cost > 0 and found["images"] >= 3]
+    measured = {(cost, found["model"]): found for cost, found in points if cost > 0 and found["images"] >= 3}
+    points = [(cost, found) for (cost, _), found in measured.items()]
     curve = fit_learning_curve(
         [cost for cost, _ in points],
         [found["ap"] for _, found in points],
@@ -211,7 +214,8 @@ def _forecast(config: LoopConfig, documents: Sequence[Document]) -> Document:
 def _figures(config: LoopConfig, documents: Sequence[Document]) -> Figures:
     now, settings = documents[-1], config.estimate
     ahead = interval_of(now["forecast"])
-    agreements = [doc["agreement"]["f1"] for doc in documents if doc["agreement"]]
+    compared = [doc for doc in documents if doc["agreement"]]
+    agreements = {(doc["learnt"] or {}).get("model", doc["round"]): doc["agreement"]["f1"] for doc in compared}
     return Figures(
         holdout=now["images"],
         min_images=settings.min_images,
@@ -221,6 +225,7 @@ def _figures(config: LoopConfig, documents: Sequence[Document]) -> Figures:
         an_hour=gain_an_hour(ahead, 60 * now["forecast"]["minutes"]) if ahead is not None else None,
         gain=interval_of(now["gain"]),
         no_gain=now["gain"].get("reason", ""),
-        stable=is_stable(agreements),
+        stable=is_stable(list(agreements.values())),
         budget_spent=is_budget_spent(now["minutes"], settings.budget_minutes),
+        modelled=now["modelled"],
     )

@@ -88,9 +88,9 @@ def publish(
     report = context.label_studio.publish(
         project.ls_project_id, published, entries, chunk=context.config.publish.chunk, progress=progress
     )
-    context.index.set_images(project.name, _updates(queue, predictions))
     context.index.set_published(project.name, published, model)
     _show(context, queue)
+    context.index.set_images(project.name, _updates(queue, predictions))
     _forget(context, queue.gone)
     release(context)
     named_people = bool(context.config.select.annotators)
@@ -240,16 +240,17 @@ def _columns(interface: Interface, *, people: bool) -> tuple[str, ...]:
 
 
 def _show(context: LoopContext, queue: _Queue) -> None:
-    """Writes rank, reason and people into the tasks that have any, and clears those that had.
+    """Writes rank, reason and people into the tasks of the batch, and into others where the words have changed.
 
-    Label Studio replaces a task's data as a whole, one task a request.
+    Label Studio replaces a task's data as a whole, one task a request. The index, which says what is to be cleared, is
+    changed afterwards, so that a run that was killed here clears the rest when it is repeated.
     """
     interface = context.interface
     told = 0
     for row in queue.rows:
         before = queue.before[row.image_id]
-        now = row.rank is not None or row.told
-        if row.task_id is None or row.state != "open" or not (now or before.chosen_in is not None or before.told):
+        chosen = row.rank is not None or before.chosen_in is not None
+        if row.task_id is None or row.state != "open" or not (chosen or row.told != before.told):
             continue
         people = (2 if is_shared(row.annotators) else 1) if row.annotators or before.annotators else None
         context.label_studio.set_task_data(row.task_id, task_data(interface, row), people=people)

@@ -283,6 +283,7 @@ def _show(context: LoopContext, document: Document) -> None:
         ANNOTATED_AND_RANKED,
         columns=("id", *(f"data.{name}" for name in shown)),
         widths=WIDTHS,
+        numbers=(f"data.{RANK}",),
     )
     logger.info("review of %s: %d tasks written, %d listed", project.name, written, len(listed))
 

@@ -180,12 +180,22 @@ def _lessons(context: LoopContext, snapshot_id: str, document: Mapping[str, Any]
     return [(snapshot_id, alone), (mixed, Lesson("mixed"))]
 
 
+def _begun(context: LoopContext, number: int, frozen: Frozen) -> None:
+    """Notes what the round learns from and who is champion; one that is resumed keeps the champion of its beginning.
+
+    Its gate may have promoted a model before it was killed, and that one is not the champion of before.
+    """
+    rounds = context.index.rounds(context.project_name)
+    if any(row.number == number and row.snapshot_id == frozen.snapshot.id for row in rounds):
+        return
+    champion = context.registry.champion()
+    label = champion.label if champion else ""
+    context.index.update_round(context.project_name, number, snapshot_id=frozen.snapshot.id, champion_before=label)
+
+
 def _learn(context: LoopContext, number: int, frozen: Frozen, tell: Tell) -> Decision:
     project = context.project_name
-    champion = context.registry.champion()
-    context.index.update_round(
-        project, number, snapshot_id=frozen.snapshot.id, champion_before=champion.label if champion else ""
-    )
+    _begun(context, number, frozen)
     taught = {sample.image.image_id: {"taught": True} for sample in frozen.train}
     context.index.set_images(project, taught)
 
@@ -238,7 +248,11 @@ def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tel
 
         predictions = dict(_step("predict", predict_images, context, champion, images, told))
     absent = absent_lines(context, predictions)
-    selections = _step("select", select, context, number, predictions)
+
+    def described(done: int, total: int) -> None:
+        tell("looks", done, total)
+
+    selections = _step("select", select, context, number, predictions, described)
     calibrated = frozenset[str]()
     if champion is not None:
 

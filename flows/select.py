@@ -10,7 +10,7 @@ import numpy as np
 from flows.absent import named, unseen, vanished
 from flows.context import LoopContext, group_of
 from flows.effort import Effort, cost_model
-from flows.texture import textures
+from flows.texture import Progress, textures
 from loop.acquisition.batch import choose_batch, control_count, first_batch
 from loop.adapters.index import ImageRow
 from loop.data.predictions import StoredPrediction, candidate_of
@@ -41,7 +41,12 @@ class _Pool:
         return frozenset(group_of(row) for row in self.teaching) | self.pseudo_groups
 
 
-def select(context: LoopContext, round_number: int, predictions: Mapping[str, StoredPrediction]) -> list[Selection]:
+def select(
+    context: LoopContext,
+    round_number: int,
+    predictions: Mapping[str, StoredPrediction],
+    progress: Progress | None = None,
+) -> list[Selection]:
     """The batch of a round in the order in which people shall see it; chosen once, then read back.
 
     Control images of earlier batches that nobody has labelled yet stay in the batch and count towards its control
@@ -57,6 +62,7 @@ def select(context: LoopContext, round_number: int, predictions: Mapping[str, St
         context: the project.
         round_number: the round that chooses.
         predictions: image id -> prediction, of the open images and those that taught; empty before there is a model.
+        progress: called as progress(done, total) over the images whose look is described.
 
     Returns:
         At most `select.batch` (before a model: `select.first_batch`) images; [] when the pool is exhausted.
@@ -75,9 +81,9 @@ def select(context: LoopContext, round_number: int, predictions: Mapping[str, St
     seconds: dict[str, float] = {}
     if predictions:
         seconds = _seconds(context, (*pool.open, *pool.waiting), predictions)
-        fresh = _informative(context, pool, predictions, seconds, rng)
+        fresh = _informative(context, pool, predictions, seconds, rng, progress=progress)
     else:
-        fresh = _first(context, pool, rng)
+        fresh = _first(context, pool, rng, progress)
     batch = _with_waiting(pool.waiting, fresh, after=context.config.select.quick_first if seconds else 0)
     _record(context, round_number, images, batch, seconds)
     logger.info("round %d of %s: %d images chosen", round_number, context.project_name, len(batch))
@@ -120,14 +126,14 @@ def _pool(images: Sequence[ImageRow], absent: Collection[str]) -> _Pool:
     )
 
 
-def _first(context: LoopContext, pool: _Pool, rng: np.random.Generator) -> list[Selection]:
+def _first(context: LoopContext, pool: _Pool, rng: np.random.Generator, progress: Progress | None) -> list[Selection]:
     """The first batch, or what is missing of it while there is no model."""
     settings = context.config.select
     rows, described = pool.open, None
     if settings.first_strategy != "random":
         some = rng.permutation(len(rows))[: max(MOST_DESCRIBED, 2 * settings.first_batch)]
         drawn = [rows[int(i)] for i in sorted(some)]
-        described = textures(context, (*drawn, *pool.teaching))
+        described = textures(context, (*drawn, *pool.teaching), progress)
         rows = tuple(row for row in drawn if row.image_id in described)
     k = max(1, settings.first_batch - len(pool.waiting))
     n_control = max(0, control_count(settings.first_batch, settings.first_control, rng) - pool.n_control)
@@ -168,12 +174,14 @@ def _informative(
     predictions: Mapping[str, StoredPrediction],
     seconds: Mapping[str, float],
     rng: np.random.Generator,
+    *,
+    progress: Progress | None,
 ) -> list[Selection]:
     settings = context.config.select
     teaching = [row for row in pool.teaching if row.image_id in predictions]
     embedding = {row.image_id: predictions[row.image_id].embedding for row in (*pool.open, *teaching)}
     if settings.embedding == "look":
-        embedding = textures(context, (*pool.open, *teaching))
+        embedding = textures(context, (*pool.open, *teaching), progress)
     candidates = [
         replace(
             _candidate(row, predictions[row.image_id], settings.measure, seconds[row.image_id]),

@@ -2,14 +2,12 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from flows.context import LoopContext
 from flows.select import seed_of
-from flows.start import task_data
 from loop.acquisition.deal import deal
 from loop.adapters.index import ImageRow
 from loop.adapters.label_studio_api import LOWEST_SCORE_FIRST, NOT_YET_ANNOTATED
@@ -63,10 +61,12 @@ def second_labels(context: LoopContext, rows: Sequence[ImageRow]) -> tuple[list[
 def release(context: LoopContext) -> None:
     """Images whose second person is not named any more count as labelled, in Label Studio too."""
     _, alone = second_labels(context, context.index.images(context.project_name, state="labelled"))
-    for row in alone:
-        if row.task_id is not None:
-            data = task_data(context.interface, replace(row, annotators=""))
-            context.label_studio.set_task_data(row.task_id, data, people=1)
+    if not alone:
+        return
+    tasks = {row.task_id for row in alone}
+    for task in list(context.label_studio.tasks(context.project.ls_project_id)):
+        if task.id in tasks:
+            context.label_studio.set_task_data(task.id, {**task.data, "annotators": ""}, people=1)
     context.index.set_images(context.project_name, {row.image_id: {"annotators": ""} for row in alone})
 
 

@@ -186,11 +186,12 @@ def _cache(context: LoopContext, annotation: Annotation, task_id: int) -> Path:
 
 
 def _offered(context: LoopContext, annotation: Annotation, task_id: int) -> list[Any]:
-    """The regions of the prediction that a person started from; none where none of them is left in the annotation.
+    """The regions of the prediction that a person started from; none where nothing says that there was one.
 
     An annotation that goes back to a draft has lost its link, so there it is the prediction of the published version.
     """
-    if not any(str(item.get("origin", "")).startswith("prediction") for item in annotation.result):
+    left = any(str(item.get("origin", "")).startswith("prediction") for item in annotation.result)
+    if annotation.parent_prediction is None and not left:
         return []
     predictions = context.label_studio.predictions(task_id)
     version = context.project.published_version

@@ -1,7 +1,7 @@
 """What images look like in numbers before there is a model: read once each, kept beside the predictions."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from flows.context import LoopContext, image_ref
@@ -14,13 +14,15 @@ from loop.types import FloatArray
 
 logger = logging.getLogger(__name__)
 
+Progress = Callable[[int, int], None]
+
 _READERS = 4
 
 
-def textures(context: LoopContext, rows: Sequence[ImageRow]) -> dict[str, FloatArray]:
+def textures(context: LoopContext, rows: Sequence[ImageRow], progress: Progress | None = None) -> dict[str, FloatArray]:
     """(SIZE,) float32 of `loop.data.texture.describe` by image id; an image that cannot be read is named and left out.
 
-    Only what is not on disk yet for an image's present content is made.
+    Only what is not on disk yet for an image's present content is made. `progress` is called as progress(done, total).
     """
     directory = context.workspace.predictions_dir / "texture"
 
@@ -37,6 +39,11 @@ def textures(context: LoopContext, rows: Sequence[ImageRow]) -> dict[str, FloatA
         write_arrays(path, {"texture": numbers})
         return numbers
 
+    found: dict[str, FloatArray] = {}
     with ThreadPoolExecutor(max_workers=_READERS) as pool:
-        found = list(pool.map(look, rows))
-    return {row.image_id: numbers for row, numbers in zip(rows, found, strict=True) if numbers is not None}
+        for done, (row, numbers) in enumerate(zip(rows, pool.map(look, rows), strict=True), start=1):
+            if numbers is not None:
+                found[row.image_id] = numbers
+            if progress is not None:
+                progress(done, len(rows))
+    return found

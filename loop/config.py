@@ -147,6 +147,12 @@ class SelectConfig(_Frozen):
     annotators: tuple[str, ...] = Field((), description="logins of people who share a batch; () = all see one queue")
     overlap: float = Field(0.0, ge=0, le=1, description="share of a batch that two of them label, to see them agree")
 
+    @model_validator(mode="after")
+    def _each_once(self) -> "SelectConfig":
+        if len(set(self.annotators)) < len(self.annotators):
+            raise ValueError(f"annotators names somebody twice: {', '.join(self.annotators)}; name each once")
+        return self
+
 
 class EffortConfig(_Frozen):
     """What a person's work costs before it was measured, in seconds (loop/effort)."""

@@ -40,6 +40,7 @@ def test_an_unknown_key_is_named_with_its_place(tmp_path: Path) -> None:
         ("a: [", "no YAML"),
         ("train: {crop: 100}", "multiple of 16"),
         ("train: {minutes: -1}", "-1"),
+        ("select: {annotators: [ann, bo, ann]}", "somebody twice"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, said: str) -> None:

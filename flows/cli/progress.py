@@ -24,6 +24,7 @@ WORDS = {
     "tasks": "creating tasks",
     "train": "training (seconds)",
     "predict": "predicting images",
+    "looks": "describing what images look like",
     "estimate": "comparing with random choice (models)",
     "replay": "replaying (trainings)",
     "publish": "publishing predictions",

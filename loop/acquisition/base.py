@@ -168,4 +168,5 @@ def standing(values: npt.NDArray[np.floating], place: int, more: str) -> str:
         return f"{more} than any other of {n} open images"
     if below == 0:
         return f"not {more} than any of {n} open images"
-    return f"{more} than {100 * below // n}% of {n} open images"
+    share = 100 * below // n
+    return f"{more} than {f'{share}%' if share else below} of {n} open images"

@@ -85,8 +85,8 @@ def choose_batch(
         chosen = way(eligible, n, rng, labelled=labelled)
     else:
         chosen = select_spaced(way, eligible, n, rng, labelled=labelled)
-    taken = {s.image_id for s in chosen} | set(control)
-    spare = [i for name in groups if name not in used_groups for i in groups[name] if i not in taken | teaching]
+    barred = {s.image_id for s in chosen} | set(control) | teaching
+    spare = [i for name in groups if name not in used_groups for i in groups[name] if i not in barred]
     control += _draw(spare, k - len(chosen) - len(control), rng)
     quick, rest = _quickest(chosen, {c.image_id: c.seconds for c in ordered}, quick_first)
     together = [*quick, *_spread(rest, control)]
@@ -178,7 +178,7 @@ def _split(
     while len(control) < n_control and drawable:
         sizes = np.array([len(groups[name]) for name in drawable], dtype=np.float64)
         name = drawable.pop(int(rng.choice(len(drawable), p=sizes / sizes.sum())))
-        left = sum(len(groups[other]) for other in groups if other not in closed | {name})
+        left = sum(len(groups[other]) for other in groups if other not in closed and other != name)
         if name not in closed and left < (n_teach if control else min(n_teach, 1)):
             continue
         closed.add(name)

@@ -1,6 +1,7 @@
 """The default: images unlike anything labelled first, then those the model is unsure of too, by what they cost."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +30,7 @@ def select(
 
     One image after the other has the highest d x r^t / m^0.5: d is its distance to the nearest image that is labelled
     or chosen already; r in (0, 1] the share of the open images that are no more uncertain; m its expected minutes; t
-    rises from 0 with 50 labelled images to 1 with 200, since a model that has seen little is unsure in the wrong places.
+    rises from 0 with 50 labelled images to 1 with 200: a model that has seen little is unsure in the wrong places.
     Near-duplicates do not come together (`select_spaced`). Where no image's time is known the time does not count.
     Without anything labelled the first is the image of the highest r^t / m^0.5, the lowest image id among equals.
     Nothing is random but what `select_spaced` draws in pools of more than 5,000.
@@ -69,15 +70,15 @@ def _novel(
     weight = rank ** trust(len(labelled)) / (1.0 if time is None else time**COST)
     chosen = select_large(np.stack([c.embedding for c in ordered]), weight, k, labelled=labelled)
     found = enumerate(zip(chosen.rows.tolist(), chosen.spread.tolist(), strict=True), start=1)
-    return [
-        Selection(ordered[row].image_id, place, False, _reason(uncertainty, row, spread, n_labelled=len(labelled), timed=time is not None))
-        for place, (row, spread) in found
-    ]
+    told = partial(_reason, uncertainty, n_labelled=len(labelled), timed=time is not None)
+    return [Selection(ordered[row].image_id, place, False, told(row, spread, place)) for place, (row, spread) in found]
 
 
-def _reason(uncertainty: npt.NDArray[np.float64], row: int, spread: float, *, n_labelled: int, timed: bool) -> str:
+def _reason(
+    uncertainty: npt.NDArray[np.float64], row: int, spread: float, place: int, *, n_labelled: int, timed: bool
+) -> str:
     known = "labelled or chosen before it"
-    if spread == 0 and n_labelled == 0:
+    if place == 1 and n_labelled == 0:
         likeness = "the first of its batch"
     elif spread > 0.5:
         likeness = f"unlike anything {known}"

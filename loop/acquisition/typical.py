@@ -15,7 +15,7 @@ MOST_CLUSTERS = 500
 NEIGHBOURS = 20
 
 MOST_COMPARED = 5000
-"""Images of a cluster that are compared with one another, by the thousand about a second; of a larger one a sample is."""
+"""Images of a cluster that are compared with one another; of a larger one a sample is."""
 
 
 def select(

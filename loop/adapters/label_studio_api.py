@@ -310,6 +310,7 @@ class LabelStudio:
         *,
         columns: Sequence[str] = (),
         widths: Mapping[str, int] = MappingProxyType({}),
+        numbers: Sequence[str] = (),
     ) -> int:
         """Makes or corrects the tab of this title in Label Studio's list of tasks; returns its number.
 
@@ -320,10 +321,13 @@ class LabelStudio:
             filters: e.g. NOT_YET_ANNOTATED.
             columns: the only ones to show, e.g. ("data.image", "data.reason", "predictions_score"); none = as it is.
             widths: of columns, px.
+            numbers: columns of the data to order as numbers; PostgreSQL orders 10 before 2 otherwise.
         """
         wanted: dict[str, Any] = {"title": title, "ordering": list(ordering), "filters": filters}
         if widths:
             wanted["columnsWidth"] = {f"tasks:{name}": width for name, width in widths.items()}
+        if numbers:
+            wanted["columnsDisplayType"] = {f"tasks:{name}": "Number" for name in numbers}
         return label_studio_tabs.set_tab(self._connection, project_id, wanted, columns)
 
     def tab_titles(self, project_id: int) -> list[str]:

@@ -105,8 +105,8 @@ class Decoder(nn.Module):
 class LevelDropout(nn.Module):
     """Blanks whole feature maps of the two coarsest levels at random, in training mode alone.
 
-    The random numbers come from torch's global generator, which a training starts anew at each step. With a share of 0 it does nothing; it has no weights, so
-    checkpoints of networks with and without it are alike.
+    The random numbers come from torch's global generator, which a training starts anew at each step. With a share of 0
+    it does nothing; it has no weights, so checkpoints of networks with and without it are alike.
 
     Source: Gal and Ghahramani 2016; Tompson et al. 2015 (whole maps); the coarsest levels as in Kendall et al. 2015
     (Bayesian SegNet), who drop single values.

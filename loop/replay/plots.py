@@ -20,8 +20,8 @@ AuBC: area under the curve of score against cost, cost scaled to [0, 1], from th
 reached; mean ± standard deviation over seeds. Cells to 90 %, 95 %: corrected cells, those of the start included, until
 the mean curve has that share of full supervision; in brackets as a share of foreground_random's. FG-Eff: rate at which
 the gap to full supervision closes, per 1,000 cells. AuBC against foreground_random: difference by cells, up to the cost
-that the two have reached; p of the paired t-test and of the exact sign-flip test over seeds, of each strategy by itself:
-not corrected for how many there are. Loses: share of meetings with other strategies at equal cells that it loses
+that the two have reached; p of the paired t-test and of the exact sign-flip test over seeds, not corrected for the
+number of strategies. Loses: share of meetings with other strategies at equal cells that it loses
 significantly (paired t-tests, Holm)."""
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#000000")
 _MARKS = "os^Dv<>P"
@@ -88,7 +88,8 @@ def _curves(document: Mapping[str, Any], axis: str) -> Figure:
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
     seeds = sorted({len(entry["seeds"]) for entry in document["strategies"].values()})
-    all_axes[0].legend(title=f"mean ± sd, {' to '.join(dict.fromkeys(str(n) for n in (seeds[0], seeds[-1])))} seeds", fontsize="small")
+    several = f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"{seeds[0]}"
+    all_axes[0].legend(title=f"mean ± sd, {several} seeds", fontsize="small")
     return figure
 
 

@@ -27,7 +27,7 @@ def test_few_labels_the_farthest_from_them_first_however_sure_the_model_is():
 
 
 def test_many_labels_uncertainty_counts_in_full():
-    # distances to the labelled 0 are 4, 5, 6; shares that are no more uncertain 3/3, 1/3, 2/3: 4, 1.7, 4 x (2/3 x 6 / 4)
+    # distance x share of those no more uncertain: 4 x 3/3, 5 x 1/3, 5.5 x 2/3
     given = [
         candidate("a", 4.0, uncertainty=0.9),
         candidate("b", 5.0, uncertainty=0.1),

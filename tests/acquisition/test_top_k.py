@@ -57,3 +57,9 @@ def test_highest():
     assert highest(np.array([1.0, 5.0, 5.0, 2.0]), 3) == [1, 2, 3]
     assert highest(np.array([1.0]), 3) == [0]
     assert highest(np.zeros(0), 3) == []
+
+
+def test_few_of_many_are_counted_where_their_share_would_read_as_nothing():
+    values = np.arange(1000.0)
+    assert standing(values, 5, "more uncertain") == "more uncertain than 5 of 1000 open images"
+    assert standing(values, 500, "more uncertain") == "more uncertain than 50% of 1000 open images"

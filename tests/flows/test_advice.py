@@ -10,7 +10,7 @@ import pytest
 from flows.advice import Advice, Figures, advise, next_step, points
 from flows.context import LoopContext
 from loop.adapters.index import ImageRow, RoundRow
-from loop.config import LoopConfig
+from loop.config import LoopConfig, load_config
 from loop.metrics.gain import gain_of_pairs
 from loop.metrics.paired import Interval
 
@@ -96,3 +96,21 @@ def test_the_next_step() -> None:
     assert "Every image is labelled" in next_step(stage(), [labelled], [])
     assert "was refused" in next_step(stage(), [unranked], [refused])
     assert next_step(stage(), [unranked], []) == "The batch is labelled. Run `celloop round`."
+    done = RoundRow(1, 2, status="done", decision="promoted")
+    assert next_step(stage(), [unranked, replace(labelled, chosen_in=2)], [done]).startswith("The batch is labelled")
+    assert "could choose none of the open images" in next_step(stage(), [unranked, labelled], [done])
+    shared = load_config(None, {"select.annotators": ["ann@lab.org", "bob@lab.org"]})
+    said = next_step(cast(LoopContext, SimpleNamespace(config=shared)), [waiting], [])
+    assert "Label Tasks As Displayed" in said
+    assert "Label All Tasks" not in said
+
+
+def test_a_gain_that_is_not_worth_it_is_not_said_to_be_none() -> None:
+    text = advise(replace(ENOUGH, forecast=RISING, gain=Interval(0.004, 0.001, 0.008))).text
+    assert text.startswith("use random: the chosen images teach hardly more")
+
+
+def test_a_budget_spent_by_reckoning_says_so() -> None:
+    spent = replace(ENOUGH, budget_spent=True)
+    assert "reckoned" not in advise(spent).text
+    assert "reckoned from the cells" in advise(replace(spent, modelled=True)).text

@@ -197,7 +197,9 @@ def test_the_first_batch_goes_by_texture_and_reads_each_image_once(
     context = drawn_context(tmp_path, dark=2, light=14, **settings)
     read, real = [], flows.texture.read_image
     monkeypatch.setattr(flows.texture, "read_image", lambda path: read.append(path.stem) or real(path))
-    batch = select(context, 0, {})
+    told: list[tuple[int, int]] = []
+    batch = select(context, 0, {}, lambda *at: told.append(at))
+    assert told == [(done, 16) for done in range(1, 17)]
     assert sum(s.control for s in batch) == 2
     assert all("random" not in s.reason for s in batch if not s.control)
     assert sorted(read) == [row.image_id for row in context.index.images(NAME)]

@@ -174,3 +174,11 @@ def test_two_people_on_one_image_are_two_pieces_of_work(context: Any) -> None:
 
     assert [work.seconds for work in works] == [30.0, 9.0]
     assert replace(works[0], seconds=1.0).outcome is works[0].outcome
+
+
+def test_before_any_model_nothing_was_predicted_though_zero_cells_were_published(context: Any) -> None:
+    drawn = regions(cells((0, 0), (20, 0)))
+    add(context, 1, "a", body(drawn, [], started_from="celloop-p-r0"))
+    add(context, 2, "b", body(drawn, [], started_from="celloop-p-v1-r1"))
+
+    assert [work.predicted for work in observations(context)] == [False, True]

@@ -10,9 +10,11 @@ import pytest
 from pseudo_stage import NAME, Stage, make_stage
 
 from flows import against_random, estimate
+from flows.advice import advise
 from flows.against_random import plan, work_seconds
 from flows.context import group_of, image_ref
 from flows.estimate import interval_of
+from flows.round import _begun
 from loop.acquisition.batch import FIRST_REASON
 from loop.adapters.index import AnnotationRow
 from loop.adapters.mlflow_registry import ModelVersion
@@ -299,3 +301,46 @@ def test_nothing_labelled_to_measure_on(tmp_path: Path) -> None:
     stage.label("i00")
     document = made(stage, 0, version(1))
     assert (document["live"], document["images"], document["advice"]["kind"]) == (None, 0, "too early")
+
+
+def test_what_was_measured_of_a_strategy_says_nothing_once_images_are_drawn_at_random(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steady(monkeypatch, {"mean": -0.1, "low": -0.2, "high": -0.02, "images": 8})
+    assert made(stage, 0, None)["gain"]["mean"] == -0.1
+    monkeypatch.undo()
+    select = stage.context.config.select.model_copy(update={"strategy": "random"})
+    config = stage.context.config.model_copy(update={"select": select})
+    stage = replace(stage, context=replace(stage.context, config=config))
+    document = made(stage, 1, None)
+    assert "random itself" in document["gain"]["reason"]
+    assert document["advice"]["kind"] != "use random"
+
+
+def test_the_same_model_met_in_several_rounds_counts_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    steady(monkeypatch, {"reason": "no"})
+    for number in (1, 2):
+        predict(stage, version(number), 1.0)
+    figures: list[Any] = []
+    monkeypatch.setattr(estimate, "advise", lambda found: figures.append(found) or advise(found))
+    index = stage.context.index
+    for number in range(4):
+        assert index.open_round(NAME).number == number
+        index.update_round(NAME, number, champion_before=version(1).label)
+        document = estimate.estimate(stage.context, number, stage.frozen(), version(1), learnt=version(2))
+        assert document["agreement"]["f1"] == 1.0
+        index.update_round(NAME, number, status="done", metrics={"estimate": document})
+    assert [found.stable for found in figures] == [False] * 4  # one model that agrees is not three of them
+
+
+def test_a_round_that_is_resumed_behind_its_gate_keeps_the_champion_of_before(stage: Stage) -> None:
+    index, frozen = stage.context.index, stage.frozen()
+    stage.registry.current = version(1)
+    number = index.open_round(NAME).number
+    _begun(stage.context, number, frozen)
+    stage.registry.current = version(2)  # promoted, and then it was killed
+    _begun(stage.context, number, frozen)
+    assert index.rounds(NAME)[-1].champion_before == version(1).label
+    stage.label("i16")
+    _begun(stage.context, number, stage.frozen())
+    assert index.rounds(NAME)[-1].champion_before == version(2).label

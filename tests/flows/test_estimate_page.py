@@ -88,6 +88,7 @@ def test_the_comparison_the_curve_and_the_forecast(tmp_path: Path, monkeypatch: 
         assert text in section
     for text in ("labelled cells", "minutes of people's work", "mean of images", "+0.4 to +4.1", "95 minutes", "87 %"):
         assert text in section
+    assert "picked on these very images" in section
     for text in ("9.0 s", "0.3 s", "7.8 s", "lead times of 44 annotations"):
         assert text in section
     assert "Minutes are modelled" not in section

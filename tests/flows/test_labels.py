@@ -279,3 +279,12 @@ def test_done_areas_are_no_cells_in_counts_and_exports(
     np.testing.assert_array_equal(done, np.repeat(np.arange(24)[None] < 12, 20, axis=0) * np.uint8(255))
     coco = json.loads((tmp_path / "out" / "coco.json").read_text())
     assert [category["name"] for category in coco["categories"]] == ["Cell"]
+
+
+def test_what_was_offered_is_kept_where_everything_was_drawn_anew(context: Any, tmp_path: Path) -> None:
+    regions = published(context, 0.1, 0.9, calibrated=False)
+    drawn = [{**shifted(region), "id": f"new{i}", "origin": "manual"} for i, region in enumerate(regions)]
+    context.label_studio.submit(1, drawn, parent=1)
+    sync(context)
+    assert load_annotation(tmp_path / "annotations" / "p" / "11.json")["offered"] == regions
+    assert freeze(context).snapshot.samples[0].instances.origins == ()

@@ -43,6 +43,9 @@ class Studio:
     def set_tab(self, project: int, title: str, ordering: Any, filters: dict[str, Any], **_: Any) -> None:
         self.tabs[title] = filters
 
+    def tasks(self, project: int) -> list[SimpleNamespace]:
+        return [SimpleNamespace(id=task, data=dict(data)) for task, data in self.data.items()]
+
     def tab_titles(self, project: int) -> list[str]:
         return list(self.tabs)
 
@@ -254,8 +257,10 @@ def test_a_second_label_keeps_its_prediction_until_it_is_made_or_nobody_is_left_
     assert int(second[1:]) not in studio.scores
     assert rows_of(context)[first].annotators == rows_of(context)[second].annotators != ""
     assert rows_of(context)[third].annotators == ""
+    studio.data[int(first[1:])]["review_rank"] = 1
     settings(context, annotators=PEOPLE[:1], overlap=0.0)
     publish(context, 3, None, [], stored)
+    assert studio.data[int(first[1:])]["review_rank"] == 1  # what a review has written stays
     publish(context, 4, None, [], stored)
     assert rows_of(context)[first].annotators == ""
     assert studio.people_of[int(first[1:])] == 1
@@ -272,3 +277,44 @@ def test_what_is_no_login_is_refused(context: Any, login: str) -> None:
     with pytest.raises(ConfigError, match=r"select\.annotators.*is no login"):
         publish(context, 1, None, [Selection("i1", 1, False, "why")], predictions())
     assert context.label_studio.scores == {}
+
+
+def test_a_publish_that_was_killed_while_it_wrote_clears_the_rest_when_it_is_repeated(
+    context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings(context, annotators=PEOPLE, overlap=1.0, batch=2)
+    stored = predictions()
+    blind = {name: one for name, one in stored.items() if name != "i0"}
+    first = select(context, 1, blind)
+    publish(context, 1, None, first, blind)
+    studio = context.label_studio
+    assert {studio.people_of[int(s.image_id[1:])] for s in first} == {2}
+    assert "could not look" in studio.data[0]["reason"]
+    context.index.set_images(NAME, {name: {"state": "labelled"} for name in ("i8", "i9")})
+    settings(context, annotators=(), overlap=0.0, batch=1, control=0.0)
+    batch = select(context, 2, stored)
+
+    def die(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(studio, "set_task_data", die)
+        with pytest.raises(KeyboardInterrupt):
+            publish(context, 2, None, batch, stored)
+    publish(context, 2, None, select(context, 2, stored), stored)
+    left = {row.task_id for row in rows_of(context).values() if row.state == "open" and row.rank is None}
+    told = {task: data for task, data in studio.data.items() if task in left}
+    assert told
+    assert {data["reason"] + data["annotators"] for data in told.values()} == {""}
+    assert {studio.people_of[task] for task in told} <= {1, None}
+    assert all(studio.people_of[int(s.image_id[1:])] == 1 for s in first if int(s.image_id[1:]) in left)
+
+
+def test_what_a_task_says_already_is_not_written_again(context: Any, tmp_path: Path) -> None:
+    away = [replace(rows_of(context)[f"i{n}"], path=str(tmp_path / "disk" / f"i{n}.png")) for n in range(6)]
+    context.index.add_images(NAME, away)
+    publish(context, 1, None, [], predictions())
+    assert set(context.label_studio.data) == set(range(6))
+    context.label_studio.data.clear()
+    publish(context, 2, None, [], predictions())
+    assert context.label_studio.data == {}

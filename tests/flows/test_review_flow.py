@@ -162,6 +162,7 @@ def test_wrong_labels_are_listed_in_the_tab_and_nothing_else(stage: Stage, monke
     assert all(data["image"] == "x.png" for data in studio.data.values())
     tab = studio.tabs[REVIEW]
     assert tab["ordering"] == ("tasks:data.review_rank",)
+    assert tab["numbers"] == ("data.review_rank",)
     assert {"data.image", "data.review_rank", "data.review_reason"} <= set(tab["columns"])
     document = json.loads(Path(report.file).read_text(encoding="utf-8"))
     assert len(document["images"]) == 8

@@ -21,12 +21,15 @@ def test_review_tab_lists_annotated_tasks_by_rank_and_leaves_annotations_alone(s
     for task, rank in ranks.items():
         studio.set_task_data(task, data[task] | {RANK: rank, REASON: f"{rank} cells not drawn"})
     columns = ("id", "data.image", f"data.{RANK}", f"data.{REASON}")
-    tab = studio.set_tab(project, REVIEW, (f"tasks:data.{RANK}",), ANNOTATED_AND_RANKED, columns=columns)
+    tab = studio.set_tab(
+        project, REVIEW, (f"tasks:data.{RANK}",), ANNOTATED_AND_RANKED, columns=columns, numbers=(f"data.{RANK}",)
+    )
 
     listed = person.get("/api/tasks/", params={"view": tab, "project": project}).json()["tasks"]
     assert [task["id"] for task in listed] == [tasks[i] for i in (9, 3, 7, 0)]  # the last one is not annotated
     (view,) = (one for one in person.get("/api/dm/views/", params={"project": project}).json() if one["id"] == tab)
     assert f"tasks:data.{REASON}" not in view["data"]["hiddenColumns"]["explore"]
+    assert view["data"]["columnsDisplayType"] == {f"tasks:data.{RANK}": "Number"}  # PostgreSQL orders 10 after 2
     assert "tasks:inner_id" in view["data"]["hiddenColumns"]["explore"]
 
     moved = {task.id for task in studio.tasks(project, updated_after=mark)}
