@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from loop.acquisition.base import Acquisition
 from loop.acquisition.near import apart, families
@@ -56,6 +57,23 @@ def select_spaced(
     by_id = {s.image_id: s for s in aside}
     together = [*taken.values(), *(by_id[image_id] for image_id in more)]
     return [Selection(s.image_id, rank, s.control, s.reason) for rank, s in enumerate(together, start=1)]
+
+
+def families_of(candidates: Sequence[Candidate], rng: np.random.Generator) -> npt.NDArray[np.intp]:
+    """(N,) the family of near-duplicates of each candidate (loop/acquisition/near.py), before anything is chosen.
+
+    Of more than MOST_COMPARED a random sample is compared; of the others those of one group are one family.
+    """
+    if not candidates:
+        return np.zeros(0, np.intp)
+    family = _families(candidates, set(), rng)
+    groups: dict[str, int] = {}
+    found = []
+    for candidate in sorted(candidates, key=lambda c: family[c.image_id]):
+        own = family[candidate.image_id]
+        found.append((candidate.image_id, groups.setdefault(candidate.group, own) if candidate.group else own))
+    number = dict(found)
+    return np.unique([number[c.image_id] for c in candidates], return_inverse=True)[1].astype(np.intp)
 
 
 def _families(candidates: Sequence[Candidate], chosen: set[str], rng: np.random.Generator) -> dict[str, int]:
