@@ -64,7 +64,9 @@ def version(number: int, **tags: str) -> ModelVersion:
 def court(monkeypatch: pytest.MonkeyPatch, champion: ModelVersion | None, quality: dict[int, float]) -> Any:
     """A gate whose model number v finds the share quality[v] of each image's cells."""
 
-    def predicted(context: Any, model: ModelVersion, images: list[ImageRef]) -> dict[str, StoredPrediction]:
+    def predicted(
+        context: Any, model: ModelVersion, images: list[ImageRef], *, again: bool = True
+    ) -> dict[str, StoredPrediction]:
         found = {}
         for sample in hold_out():
             keep = range(round(quality[model.version] * len(sample.instances)))
@@ -156,7 +158,7 @@ def test_no_more_is_said_than_the_hold_out_shows(monkeypatch: pytest.MonkeyPatch
     context.config = load_config(None, {"gate.min_images": 7})
     few = gate(context, version(2), hold_out(), version(3))
     assert "pseudo-labels are not shown to help: AP 1.000" in few.reason
-    monkeypatch.setattr(flows.gate, "predict_images", lambda *given: {})
+    monkeypatch.setattr(flows.gate, "predict_images", lambda *given, **more: {})
     none = gate(court_of(context, version(1)), version(2), hold_out(), version(3))
     assert none.reason.endswith("whether pseudo-labels help cannot be said without a hold-out image")
     assert "mixed_ap" not in none.metrics
