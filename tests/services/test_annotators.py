@@ -64,7 +64,7 @@ def context(studio: LabelStudio, label_studio_server: Any, tmp_path: Path) -> It
             return index.project("cells")
 
     people = (label_studio_server.email, SECOND)
-    settings = {"select.strategy": "uncertain_diverse", "select.batch": 8}
+    settings = {"select.strategy": "uncertain_diverse", "select.embedding": "model", "select.batch": 8}
     settings |= {"select.annotators": people, "select.overlap": 0.25}
     config = load_config(None, settings)
     yield Context(

@@ -34,8 +34,12 @@ SURE = {
     "train.learning_rate": 5e-3,
     "train.warmup_steps": 10,
     "train.ema": 0.9,
+    "select.first_strategy": "random",
+    "select.strategy": "uncertain_diverse",
+    "select.embedding": "model",
+    "select.quick_first": 0,
 }
-"""About 3 s of training, enough to find drawn cells."""
+"""About 3 s of training, enough to find drawn cells; the queue begins with an image that fits on the screen."""
 
 
 @pytest.fixture(scope="session")
