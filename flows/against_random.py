@@ -16,6 +16,7 @@ from loop.acquisition.batch import FIRST_REASON
 from loop.adapters.index import AnnotationRow, ImageRow
 from loop.config import EffortConfig, LoopConfig
 from loop.data.store import file_sha256, read_image
+from loop.data.text_file import write_text
 from loop.errors import ImageError
 from loop.metrics.gain import gain_of_pairs
 from loop.metrics.instance import image_ap
@@ -236,10 +237,7 @@ class _Store:
     def add(self, key: str, run: dict[str, Any]) -> None:
         """Keeps one model's figures."""
         self.runs[key] = run
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.runs), encoding="utf-8")
-        temporary.replace(self._path)
+        write_text(self._path, json.dumps(self.runs))
 
 
 def _document(config: LoopConfig, folds: Sequence[Fold], runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from loop.adapters.index import ImageRow, Index, ProjectRow
 from loop.adapters.label_studio_api import LabelStudio
 from loop.adapters.mlflow_registry import CLIENT_ENVIRONMENT, Registry
 from loop.config import LoopConfig, load_config
+from loop.data.text_file import write_text
 from loop.errors import StateError
 from loop.labelstudio.interface import Interface
 from loop.types import ImageRef
@@ -51,12 +52,8 @@ def config_path(workspace: Workspace, project: str) -> Path:
 
 def save_project_config(workspace: Workspace, project: str, config: LoopConfig) -> Path:
     """Writes a project's settings; the file is complete, so nothing changes under a later default."""
-    path = config_path(workspace, project)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    temporary.replace(path)
-    return path
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return write_text(config_path(workspace, project), text)
 
 
 def registry_name(project: str) -> str:

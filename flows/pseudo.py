@@ -21,6 +21,7 @@ from loop.adapters.index import ImageRow, RoundRow
 from loop.config import LoopConfig
 from loop.data.proposals import StoredProposal, Use
 from loop.data.snapshot import write_snapshot
+from loop.data.text_file import write_text
 from loop.errors import InputError
 from loop.metrics.matching import iou_matrix
 from loop.pseudo.base import Proposal
@@ -320,8 +321,4 @@ def confidence_of(name: str, proposal: Proposal, fused: Fused, confidence: Float
 
 
 def _write_calibrator(context: LoopContext, name: str, calibrator: Calibrator) -> None:
-    directory = proposals_dir(context)
-    directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / f".{name}.tmp"
-    temporary.write_text(json.dumps(calibrator.to_dict()), encoding="utf-8")
-    temporary.replace(directory / name)
+    write_text(proposals_dir(context) / name, json.dumps(calibrator.to_dict()))

@@ -19,6 +19,7 @@ from flows.overlay import overlay
 from loop.adapters.index import AnnotationRow, ImageRow, RoundRow
 from loop.data.predictions import PredictionStore, StoredPrediction
 from loop.data.store import read_image
+from loop.data.text_file import write_text
 from loop.errors import ImageError, LabelError
 from loop.metrics.instance import image_ap
 from loop.types import Instances, UInt8Array
@@ -74,13 +75,7 @@ def write_report(context: LoopContext) -> Path:
         worst=_worst(context, champion.label, images, annotations) if champion else [],
         urls=context.endpoints,
     )
-    directory = context.workspace.root / "reports"
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / f"{project.name}.html"
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
-    return path
+    return write_text(context.workspace.root / "reports" / f"{project.name}.html", page)
 
 
 def _counts(images: Sequence[ImageRow], annotations: Sequence[AnnotationRow]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from loop.adapters.mlflow_registry import ModelVersion
 from loop.config import LoopConfig
 from loop.data.snapshot import Snapshot
 from loop.data.store import file_sha256
+from loop.data.text_file import write_text
 from loop.errors import ImageError, StateError
 from loop.metrics.suspicion import findings, image_score, judge, reason, suspicion_of
 from loop.training.crossfit import Unseen, UnseenStore, crossfit, look
@@ -106,7 +107,7 @@ def review(context: LoopContext, *, folds: int = 3, tell: Tell = quiet) -> Revie
         if made:
             _forget_unfinished(directory, key)
             document = _make(context, snapshot, champion, folds=folds, scratch=directory / key, tell=tell)
-            _write(file, document)
+            write_text(file, json.dumps(document))
             shutil.rmtree(directory / key)
         document = json.loads(file.read_text(encoding="utf-8"))
         _show(context, document)
@@ -302,10 +303,3 @@ def _forget_unfinished(directory: Path, key: str) -> None:
     for folder in directory.glob("*/"):
         if folder.name != key:
             shutil.rmtree(folder)
-
-
-def _write(file: Path, document: Document) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(document), encoding="utf-8")
-    temporary.replace(file)

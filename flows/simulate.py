@@ -12,6 +12,7 @@ from flows.telling import Tell
 from loop.config import LoopConfig, load_config
 from loop.data.folder import open_folder
 from loop.data.store import file_sha256
+from loop.data.text_file import write_text
 from loop.effort.cost import CostModel
 from loop.errors import InputError
 from loop.replay.engine import ReplayPlan, Unit, check_strategies
@@ -152,8 +153,7 @@ def _claim(out: Path, data: Path, window: int) -> None:
                 "--out, or empty it"
             )
         shutil.rmtree(out / "windows", ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    _write(note, mark)
+    write_text(note, mark)
 
 
 def _plan(settings: LoopConfig, asked: Asked) -> ReplayPlan:
@@ -187,14 +187,7 @@ def _settings(data: Path, settings: LoopConfig, asked: Asked) -> dict[str, Any]:
 def _written(out: Path, document: dict[str, Any]) -> SimulateReport:
     text = table(document)
     for name, content in (("replay.json", json.dumps(document, indent=1)), ("table.md", text)):
-        _write(out / name, content)
+        write_text(out / name, content)
     plots: Sequence[Path] = write_plots(document, out)
     files = ("replay.json", "table.md", *(path.name for path in plots))
     return SimulateReport(str(out), files, text, document)
-
-
-def _write(path: Path, text: str) -> None:
-    """All of the text or nothing."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)

@@ -13,6 +13,7 @@ import numpy as np
 
 from loop.acquisition import ACQUISITIONS
 from loop.config import InstanceConfig, ModelConfig, TrainConfig
+from loop.data.predictions import StoredPrediction, candidate_of
 from loop.data.store import read_image
 from loop.data.texture import describe
 from loop.effort.cost import CostModel
@@ -27,7 +28,6 @@ from loop.replay.controls import CONTROLS
 from loop.replay.pool import ReplayData
 from loop.training.trainer import train
 from loop.types import Candidate, FloatArray, Instances, Sample, UInt8Array
-from loop.uncertainty.aggregate import covered
 from loop.uncertainty.measures import FROM_ONE_LOOK, FROM_SEVERAL_LOOKS
 
 Unit = Literal["images", "cells"]
@@ -213,15 +213,15 @@ def _chosen(bench: Bench, strategy: str, seed: Sequence[int], labelled: Labelled
     A batch counted in cells ends with the image in which it is full; what it is too large counts against the next.
     """
     plan = bench.plan
-    candidates = [model.candidates[name] for name in bench.pool if name not in set(labelled.taught)]
+    taught = set(labelled.taught)
+    candidates = [model.candidates[name] for name in bench.pool if name not in taught]
     if not candidates:
         return []
+    room = _room(plan, seed[1], labelled)
     if strategy in CONTROLS:
         rng = np.random.default_rng(seed)
-        ranked = CONTROLS[strategy](candidates, model.offered, bench.pool, rng)
-        return _within(ranked, bench, _room(plan, seed[1], labelled))
+        return _within(CONTROLS[strategy](candidates, model.offered, bench.pool, rng), bench, room)
     embeddings = [model.candidates[name].embedding for name in labelled.taught]
-    room = _room(plan, seed[1], labelled)
     typical = labelled.cells / max(len(labelled.taught), 1)
     k = room if plan.unit == "images" else max(1, round(room / max(typical, 1.0)))
     while True:
@@ -309,13 +309,7 @@ def _seen(segmenter: Segmenter, sample: Sample, bench: Bench) -> tuple[Instances
     measures = dict(found.measures)
     if plan.passes != "once":
         measures |= look_again(segmenter, pixels, plan.passes, plan.n_passes, name)
-    return found.instances, Candidate(
-        name,
-        sample.image.group,
-        measures[plan.measure],
-        found.embedding if plan.embedding == "model" else bench.look(sample),
-        n_cells=len(found.instances),
-        foreground=float(covered(found.instances).mean()),
-        seconds=expected_seconds(found.instances, plan.cost, Rates.prior()),
-        measures=measures,
-    )
+    embedding = found.embedding if plan.embedding == "model" else bench.look(sample)
+    stored = StoredPrediction(found.instances, found.uncertainty, embedding, measures)
+    seconds = expected_seconds(found.instances, plan.cost, Rates.prior())
+    return found.instances, candidate_of(stored, name, sample.image.group, seconds=seconds, measure=plan.measure)

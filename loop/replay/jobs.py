@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from loop.data.text_file import write_text
 from loop.errors import InputError
 from loop.replay.engine import Bench, Labelled, Played, ReplayPlan, begin, check_strategies, fit, play
 from loop.replay.pool import open_replay
@@ -179,8 +180,7 @@ class _Kept:
         mark = self._root / "identity"
         if mark.exists() and mark.read_text(encoding="utf-8") != job.identity:
             raise InputError(f"{out} holds a replay of other settings; choose another folder with --out, or empty it")
-        self._root.mkdir(parents=True, exist_ok=True)
-        _write(mark, job.identity)
+        write_text(mark, job.identity)
 
     def load(self, strategy: str, seed: int, number: int) -> dict[str, Any] | None:
         """A kept round, None where it was not played."""
@@ -262,16 +262,7 @@ class _Kept:
         return self._root / strategy / f"{seed}-{number}.json"
 
     def _save(self, strategy: str, seed: int, number: int, record: dict[str, Any]) -> None:
-        path = self._path(strategy, seed, number)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps(record))
-
-
-def _write(path: Path, text: str) -> None:
-    """All of the text or nothing."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+        write_text(self._path(strategy, seed, number), json.dumps(record))
 
 
 def _labelled(record: dict[str, Any]) -> Labelled:

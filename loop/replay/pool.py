@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import numpy as np
 
 from loop.data.folder import TEACHING, leaking_groups, open_folder, read_sample
 from loop.data.store import read_image, write_label_layers, write_png
+from loop.data.text_file import write_text
 from loop.errors import InputError
 from loop.masks import from_layers, to_layers
 from loop.types import ImageRef, Sample
@@ -115,9 +117,8 @@ def _cut_one(ref: ImageRef, target: Path, side: int) -> dict[str, str]:
 
 
 def _write_manifest(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

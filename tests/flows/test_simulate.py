@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -20,32 +19,8 @@ from loop.types import Candidate
 from loop.uncertainty.measures import FROM_ONE_LOOK
 
 
-class Inline:
-    """Stands for a pool of processes: everything is done at once in this one."""
-
-    def __init__(self, workers, context, initializer, initargs):
-        initializer(*initargs)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def submit(self, function, *given):
-        future = Future()
-        try:
-            future.set_result(function(*given))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def shutdown(self, **how):
-        return None
-
-
 @pytest.fixture
-def fits(monkeypatch):
+def fits(monkeypatch, inline_pool):
     """The plans of all trainings, none of which happens: the score is a function of the taught cells."""
     plans = []
 
@@ -61,7 +36,6 @@ def fits(monkeypatch):
 
     for room in (engine, jobs):
         monkeypatch.setattr(room, "fit", fit)
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(jobs.torch, "set_num_threads", lambda n: None)
     monkeypatch.setattr(jobs, "_start", fresh(monkeypatch, jobs._start))
     monkeypatch.setattr(flows.simulate, "write_plots", lambda document, out: [])

@@ -1,6 +1,5 @@
 """What tests of a replay share: pools without pixels, and a learner that is a known function of what it is taught."""
 
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -93,30 +92,6 @@ class Learner:
 
 class Killed(BaseException):
     """Stands for a process that dies."""
-
-
-class Inline:
-    """Stands for a pool of processes: everything is done at once in this one."""
-
-    def __init__(self, workers, context, initializer, initargs):
-        initializer(*initargs)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return None
-
-    def submit(self, function, *given):
-        future = Future()
-        try:
-            future.set_result(function(*given))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def shutdown(self, **how):
-        return None
 
 
 def drawn_folder(root, splits, shape=SHAPE, n=4):

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from replay_stage import HALF, Inline, Killed, Learner, plan, pool_of, sample
+from replay_stage import HALF, Killed, Learner, plan, pool_of, sample
 
 from loop.errors import ConfigError, InputError
 from loop.replay import engine, jobs
@@ -15,7 +15,7 @@ NAMES = ("random", "entropy")
 
 
 @pytest.fixture
-def stage(monkeypatch, tmp_path):
+def stage(monkeypatch, tmp_path, inline_pool):
     """A replay in this process, of a pool without pixels and a pretended learner: OUT, a job, and how to play."""
     return Stage(monkeypatch, tmp_path)
 
@@ -31,7 +31,6 @@ class Stage:
         self.learner = Learner()
         self.opened = []
         self._patch = monkeypatch
-        monkeypatch.setattr(jobs, "ProcessPoolExecutor", Inline)
         monkeypatch.setattr(jobs, "open_replay", lambda data, **asked: self.opened.append(asked) or self.data)
         monkeypatch.setattr(jobs.torch, "set_num_threads", lambda n: None)
 

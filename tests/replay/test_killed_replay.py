@@ -10,7 +10,7 @@ from dataclasses import replace
 import psutil
 import pytest
 import torch
-from replay_stage import Inline, drawn_folder, plan
+from replay_stage import drawn_folder, plan
 
 from loop.replay import jobs
 from loop.replay.jobs import ReplayJob, replay
@@ -37,7 +37,9 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def test_killed_by_a_signal_it_leaves_no_process_and_goes_on_to_the_same_end(tmp_path, monkeypatch, one_thread):
+def test_killed_by_a_signal_it_leaves_no_process_and_goes_on_to_the_same_end(
+    tmp_path, monkeypatch, one_thread, inline_pool
+):
     splits = {**dict.fromkeys(["a", "b", "c", "d", "e", "f", "g", "h", "i"], "pool"), "x": "test", "y": "test"}
     job = job_on(drawn_folder(tmp_path / "data", splits))
     out = tmp_path / "out"
@@ -61,8 +63,6 @@ def test_killed_by_a_signal_it_leaves_no_process_and_goes_on_to_the_same_end(tmp
     kept = {path: path.read_text() for path in out.glob("rounds/*/*.json")}
     assert len(kept) < 9
 
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", Inline)
-    monkeypatch.setattr(jobs, "_bench", [])
     resumed = replay(job, out)
     assert {path: path.read_text() for path in kept} == kept
     whole = replay(job, tmp_path / "whole")
