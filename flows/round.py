@@ -83,7 +83,7 @@ def make_round(context: LoopContext, tell: Tell = quiet) -> RoundReport:
         if before is not None:
             return before
         row = context.index.open_round(context.project_name)
-        decision = Decision("none", "nothing is labelled yet; the first batch is drawn at random")
+        decision = Decision("none", "nothing is labelled yet; label the first batch")
         if frozen.train and frozen.holdout:
             decision = _learn(context, row.number, frozen, tell)
         elif frozen.snapshot.samples:
