@@ -14,6 +14,8 @@ ENVIRONMENT = {
     "CELLOOP_INDEX_URL": "index_url",
     "CELLOOP_MODELS_DIR": "models_dir",
     "CELLOOP_DISPLAY_ROOT": "display_root",
+    "CELLOOP_CONFIGS_DIR": "configs_dir",
+    "CELLOOP_EMBEDDINGS_DIR": "embeddings_dir",
     "MLFLOW_TRACKING_URI": "mlflow_url",
     "CELLOOP_LABEL_STUDIO_URL": "label_studio_url",
     "CELLOOP_LABEL_STUDIO_TOKEN": "label_studio_token",
@@ -40,6 +42,8 @@ class Settings(BaseModel):
     index_url: str = Field(min_length=1)
     models_dir: Path
     display_root: Path | None = Field(default=None, description="what /data/local-files/?d= is relative to")
+    configs_dir: Path | None = Field(default=None, description="PROJECT.yaml below it are the projects' settings")
+    embeddings_dir: Path | None = Field(default=None, description="images that SAM has encoded; None: in memory only")
     mlflow_url: str = ""
     label_studio_url: str = ""
     label_studio_token: SecretStr = SecretStr("")
@@ -59,6 +63,7 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(default=32 * MIB, ge=1)
     max_image_bytes: int = Field(default=256 * MIB, ge=1)
     map_cache_bytes: int = Field(default=256 * MIB, ge=0, description="probability maps kept for clicks")
+    embedding_cache_bytes: int = Field(default=256 * MIB, ge=0, description="encoded images kept for clicks")
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> "Settings":

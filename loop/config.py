@@ -194,11 +194,43 @@ class PublishConfig(_Frozen):
     doubtful_below: float = Field(0.5, ge=0, le=1, description="a confidence under this is low")
     done_label: str = Field("Done area", description="outside such regions nothing is taught; '' = no such label")
     tolerance_px: float = Field(0.5, ge=0, le=5, description="how far a polygon may leave the mask's outline")
+    max_points: int = Field(
+        6000, ge=0, description="corners of all polygons of a task; above it they are simplified further; 0 = no limit"
+    )
     chunk: int = Field(500, ge=1, description="tasks a request; Label Studio recounts the project at each")
 
 
+class TilesConfig(_Frozen):
+    """Large and crowded images are offered as tiles, each a task of its own (flows/tiling.py)."""
+
+    max_px: int = Field(4_000_000, ge=0, description="an image of more pixels is cut when it is added; 0 = never")
+    max_cells: int = Field(300, ge=0, description="likewise when the model finds more cells in it; 0 = never")
+    side: int = Field(1024, ge=64, description="longer side of a tile's own part, px, at most")
+    halo: int = Field(64, ge=0, description="a tile shows so much of its neighbours on each side, px")
+
+
+class ClickConfig(_Frozen):
+    """How a click or a box is answered while somebody labels (backend/)."""
+
+    model: Literal["auto", "champion", "sam"] = Field(
+        "auto", description="auto: SAM (pseudo.sam) where its weights are there, else the champion"
+    )
+    typical: bool = Field(True, description="of SAM's masks the one of a usual size and shape is taken")
+    apart: bool = Field(True, description="pixels of other cells of the image are left out of the answer")
+    ahead: int = Field(16, ge=0, description="so many of the next images are prepared while nobody clicks; 0 = none")
+    store_mb: int = Field(4096, ge=0, description="prepared images kept on disk, the least recently used go first")
+
+
+class LabelsConfig(_Frozen):
+    """Which annotation of an image counts (flows/freeze.py)."""
+
+    several: Literal["newest", "reviewed"] = Field(
+        "reviewed", description="of several: the newest, or one starred as ground truth before all others"
+    )
+
+
 class SamConfig(_Frozen):
-    """The labellers sam and sam2 (loop/pseudo/sam.py)."""
+    """Segment Anything: clicks, and the labellers sam and sam2 (loop/pseudo/sam.py)."""
 
     kind: Literal["vit_b", "vit_l", "vit_h"] = "vit_b"
     checkpoint: str = Field("", description="file of the weights; '' = CELLOOP_HOME/models/NAME as published")
@@ -272,6 +304,9 @@ class LoopConfig(_Frozen):
     estimate: EstimateConfig = EstimateConfig()
     gate: GateConfig = GateConfig()
     publish: PublishConfig = PublishConfig()
+    tiles: TilesConfig = TilesConfig()
+    click: ClickConfig = ClickConfig()
+    labels: LabelsConfig = LabelsConfig()
     pseudo: PseudoConfig = PseudoConfig()
     trigger: TriggerConfig = TriggerConfig()
     retrain: RetrainConfig = RetrainConfig()

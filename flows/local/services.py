@@ -231,6 +231,8 @@ def loop_environment(site: Site) -> dict[str, str]:
         "CELLOOP_WORKSPACE": str(site.root),
         "CELLOOP_MODELS_DIR": f"{site.root}/models",
         "CELLOOP_DISPLAY_ROOT": str(site.root),
+        "CELLOOP_CONFIGS_DIR": f"{site.root}/configs",
+        "CELLOOP_EMBEDDINGS_DIR": f"{site.root}/embeddings",
         "CELLOOP_LABEL_STUDIO_URL": site.urls["label_studio"],
         "CELLOOP_BACKEND_URL": site.urls["backend"],
         "MLFLOW_TRACKING_URI": site.urls["mlflow"],

@@ -111,6 +111,16 @@ class Workspace:
         return self.root / "models"
 
     @property
+    def embeddings_dir(self) -> Path:
+        """Images as Segment Anything has encoded them."""
+        return self.root / "embeddings"
+
+    @property
+    def tiles_dir(self) -> Path:
+        """Tiles that were cut from large images, a folder a project."""
+        return self.root / "tiles"
+
+    @property
     def state_file(self) -> Path:
         """What runs, and on which ports."""
         return self.root / "state.json"

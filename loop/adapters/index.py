@@ -14,31 +14,39 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from loop.adapters.index_database import Database, execute_many
-from loop.adapters.index_tables import (
-    ANNOTATIONS,
-    AUDITS,
-    IMAGES,
-    AnnotationRecord,
+from loop.adapters.index_rows import (
     AnnotationRow,
     AuditRow,
-    ImageRecord,
+    EffortRow,
     ImageRow,
-    ProjectRecord,
     ProjectRow,
-    PseudoAuditRecord,
-    RoundRecord,
     RoundRow,
     check_fields,
     check_values,
+)
+from loop.adapters.index_tables import (
+    ANNOTATIONS,
+    AUDITS,
+    EFFORTS,
+    IMAGES,
+    AnnotationRecord,
+    EffortRecord,
+    ImageRecord,
+    ProjectRecord,
+    PseudoAuditRecord,
+    RoundRecord,
     to_row,
     to_values,
 )
 from loop.errors import NonFiniteError, StateError
 
-__all__ = ["AnnotationRow", "AuditRow", "ImageRow", "Index", "ProjectRow", "RoundRow"]
+__all__ = ["AnnotationRow", "AuditRow", "EffortRow", "ImageRow", "Index", "ProjectRow", "RoundRow"]
 
 # What an import knows of an image; the rest of a row belongs to the loop and outlives a second import.
-_FROM_IMPORT = ("sha256", "path", "display", "group", "split", "modality", "height", "width")
+_FROM_IMPORT = (
+    *("sha256", "path", "display", "group", "split", "modality", "height", "width"),
+    *("parent", "top", "left"),
+)
 
 
 class Index:
@@ -86,7 +94,7 @@ class Index:
                 )
             record = session.scalar(sa.select(ProjectRecord).where(ProjectRecord.name == name))
             if record is None:
-                record = ProjectRecord(name=name, created_at=datetime.now(UTC))
+                record = ProjectRecord(name=name, created_at=datetime.now(UTC), typical={})
                 session.add(record)
             if record.ls_project_id != ls_project_id:
                 record.ls_project_id, record.synced_until = ls_project_id, None
@@ -125,6 +133,11 @@ class Index:
         """Remember how far annotations have been read; `until` is an aware time."""
         with self._write() as session:
             _project(session, name).synced_until = until
+
+    def set_typical(self, name: str, typical: Mapping[str, Any]) -> None:
+        """Remember how large and of what shape the labelled cells are (loop/metrics/typical.py)."""
+        with self._write() as session:
+            _project(session, name).typical = dict(typical)
 
     # images
 
@@ -299,17 +312,23 @@ class Index:
             query = sa.select(RoundRecord).where(RoundRecord.project_id == _project(session, project).id)
             return [to_row(RoundRow, record) for record in session.scalars(query.order_by(RoundRecord.number))]
 
+    # the effort ledger
+
+    def put_efforts(self, project: str, rows: Iterable[EffortRow]) -> None:
+        """Add lines of the ledger, or replace those of the same annotations."""
+        self._put(EFFORTS, project, rows)
+
+    def efforts(self, project: str) -> list[EffortRow]:
+        """The project's ledger by annotation. Those that Label Studio no longer has stay in it: they were work too."""
+        with self._read() as session:
+            query = sa.select(EffortRecord).where(EffortRecord.project_id == _project(session, project).id)
+            return [to_row(EffortRow, r) for r in session.scalars(query.order_by(EffortRecord.annotation_id))]
+
     # audits of pseudo-labels
 
     def put_audits(self, project: str, rows: Iterable[AuditRow]) -> None:
         """Add audits, or replace those of the same round and labeller."""
-        with self._write() as session:
-            project_id = _project(session, project).id
-            statement = self._insert(AUDITS)
-            taken = {c.name: statement.excluded[c.name] for c in AUDITS.c if not c.primary_key}
-            keys = [c for c in AUDITS.c if c.primary_key]
-            statement = statement.on_conflict_do_update(index_elements=keys, set_=taken)
-            execute_many(session, statement, [to_values(row, project_id) for row in rows])
+        self._put(AUDITS, project, rows)
 
     def audits(self, project: str) -> list[AuditRow]:
         """The project's audits, those of the first round first, by labeller."""
@@ -317,6 +336,16 @@ class Index:
             record = PseudoAuditRecord
             query = sa.select(record).where(record.project_id == _project(session, project).id)
             return [to_row(AuditRow, r) for r in session.scalars(query.order_by(record.number, record.labeller))]
+
+    def _put(self, table: sa.Table, project: str, rows: Iterable[AuditRow] | Iterable[EffortRow]) -> None:
+        """Add rows, or replace those of the same key."""
+        with self._write() as session:
+            project_id = _project(session, project).id
+            statement = self._insert(table)
+            taken = {c.name: statement.excluded[c.name] for c in table.c if not c.primary_key}
+            keys = [c for c in table.c if c.primary_key]
+            statement = statement.on_conflict_do_update(index_elements=keys, set_=taken)
+            execute_many(session, statement, [to_values(row, project_id) for row in rows])
 
 
 def _known(session: Session) -> str:

@@ -33,6 +33,13 @@ _UPGRADES: dict[int, tuple[str, ...]] = {
         "ALTER TABLE images ADD COLUMN seconds DOUBLE PRECISION",
         "ALTER TABLE images ADD COLUMN annotators TEXT NOT NULL DEFAULT ''",
     ),
+    3: (
+        "ALTER TABLE projects ADD COLUMN typical JSON NOT NULL DEFAULT '{}'",
+        "ALTER TABLE images ADD COLUMN parent TEXT NOT NULL DEFAULT ''",
+        'ALTER TABLE images ADD COLUMN "top" INTEGER NOT NULL DEFAULT 0',
+        'ALTER TABLE images ADD COLUMN "left" INTEGER NOT NULL DEFAULT 0',
+        "ALTER TABLE annotations ADD COLUMN reviewed BOOLEAN NOT NULL DEFAULT FALSE",
+    ),
 }
 _EXAMPLES = "give sqlite:////folder/index.sqlite or postgresql://user:password@host/database"
 

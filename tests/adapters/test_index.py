@@ -434,15 +434,18 @@ class TestOpening:
     def test_an_index_of_another_schema(self, index, url):
         with index._write() as session:
             session.execute(sa.text("UPDATE celloop_schema SET number = 99"))
-        with pytest.raises(StateError, match="has schema 99, this celloop reads 3"):
+        with pytest.raises(StateError, match="has schema 99, this celloop reads 4"):
             Index(url).projects()
 
     def test_an_index_of_the_first_schema_is_brought_up_to_date_and_keeps_its_rows(self, index, url):
         index.add_images("cells", [image("a", taught=True)])
         index.open_round("cells")
         with index._write() as session:
-            for column in ("pseudo_taught", "note", "seconds", "annotators"):
+            for column in ("pseudo_taught", "note", "seconds", "annotators", "parent", '"top"', '"left"'):
                 session.execute(sa.text(f"ALTER TABLE images DROP COLUMN {column}"))
+            session.execute(sa.text("ALTER TABLE projects DROP COLUMN typical"))
+            session.execute(sa.text("ALTER TABLE annotations DROP COLUMN reviewed"))
+            session.execute(sa.text("DROP TABLE efforts"))
             session.execute(sa.text("ALTER TABLE rounds DROP COLUMN pseudo"))
             session.execute(sa.text("DROP TABLE pseudo_audits"))
             session.execute(sa.text("UPDATE celloop_schema SET number = 1"))
@@ -452,6 +455,8 @@ class TestOpening:
         later.set_images("cells", {"a": {"note": "about 3 min", "seconds": 170.0, "annotators": "[ann]"}})
         assert later.rounds("cells")[0].pseudo == {}
         assert later.audits("cells") == []
+        assert later.efforts("cells") == []
+        assert later.project("cells").typical == {}
         later.close()
         assert Index(url).images("cells")[0].image_id == "a"
 
@@ -496,6 +501,6 @@ class TestOpening:
 @pytest.mark.parametrize("dialect", [postgresql.dialect(), sqlite.dialect()])
 def test_the_tables_exist_in_both_dialects(dialect):
     made = [str(CreateTable(table).compile(dialect=dialect)) for table in Base.metadata.sorted_tables]
-    assert len(made) == 6
+    assert len(made) == 7
     times = "TIMESTAMP WITH TIME ZONE" if dialect.name == "postgresql" else "DATETIME"
     assert any(times in text for text in made)
