@@ -72,6 +72,7 @@ class Service:
         health_path: GET of this on its port answers 200 when it is well.
         after: services that must be well before it starts.
         deadline_s: how long it may take to become well.
+        restarts: started again when it ends; for those that keep nothing in memory that others rely on.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Service:
     health_path: str
     after: tuple[str, ...] = ()
     deadline_s: float = 120.0
+    restarts: bool = False
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
@@ -222,6 +224,7 @@ def backend(site: Site, secrets: Mapping[str, str]) -> Service:
         port=port,
         health_path=HEALTH_PATHS["backend"],
         after=("mlflow",),
+        restarts=True,
     )
 
 

@@ -1,8 +1,8 @@
 """Runs the services of a workspace: starts them, waits until they are well, watches them, stops them all.
 
 One supervisor a workspace, held by a lock that the system frees when the supervisor dies. Its end, whatever the
-cause, ends every process that it started: on Ctrl-C, SIGTERM, SIGHUP or the crash of one service it stops them
-itself, after SIGKILL the kernel and the sentinel do.
+cause, ends every process that it started: on Ctrl-C, SIGTERM, SIGHUP or the crash of a server it stops them itself,
+after SIGKILL the kernel and the sentinel do. Services that keep nothing in memory are started again when they end.
 """
 
 import fcntl
@@ -37,6 +37,9 @@ TICK_S = 0.2
 REMIND_S = 10.0
 STOP_PATIENCE_S = 10.0
 STOP_FIRST = ("worker", "backend")
+RESTARTS = 3
+RESTART_WINDOW_S = 600.0
+"""A service that may be started again is given up when it ends more often than that within this time."""
 
 
 class Supervisor:
@@ -54,6 +57,7 @@ class Supervisor:
         self._say = say
         self._run_id = uuid4().hex
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._ends: dict[str, list[float]] = {}
         self._signals = 0
 
     def run(self, on_ready: Callable[[State], None]) -> None:
@@ -90,7 +94,7 @@ class Supervisor:
             if not self._signals:
                 state = self._save(replace(state, ready=True))
                 on_ready(state)
-            self._watch(services)
+            state = self._watch(services, state)
         finally:
             self._stop()
             sentinel.communicate(b"done")
@@ -180,11 +184,25 @@ class Supervisor:
         if code is not None:
             raise ServiceError(f"{service.title} ended with exit code {code} {when}{self._log_tail(service)}")
 
-    def _watch(self, services: Sequence[Service]) -> None:
+    def _watch(self, services: Sequence[Service], state: State) -> State:
         while not self._signals:
             for service in services:
+                if self._may_start_again(service):
+                    state = self._spawn(service, state)
                 self._check_alive(service, "while it was in use; the others are stopped")
             time.sleep(TICK_S)
+        return state
+
+    def _may_start_again(self, service: Service) -> bool:
+        """Whether the service has ended and is one that is to be started again, not too often lately."""
+        code = self._running[service.name].poll()
+        if code is None or not service.restarts:
+            return False
+        now = time.monotonic()
+        ends = [at for at in self._ends.get(service.name, []) if now - at < RESTART_WINDOW_S]
+        self._ends[service.name] = [*ends, now]
+        self._say(f"{service.title} ended with exit code {code}{self._log_tail(service)}")
+        return len(ends) < RESTARTS
 
     def _stop(self) -> None:
         """Ends everything: first the flow runs, while worker and server can note their end, then what uses the servers.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -74,6 +75,7 @@ def runner_command(workspace: Workspace, services: Sequence[Service]) -> list[st
             "health_path": service.health_path,
             "after": service.after,
             "deadline_s": service.deadline_s,
+            "restarts": service.restarts,
         }
         for service in services
     ]
@@ -109,7 +111,7 @@ def run_id(workspace: Workspace) -> str:
 
 @pytest.fixture
 def running(workspace: Workspace) -> Iterator[subprocess.Popen[str]]:
-    services = [fake("backend", after=["mlflow"]), fake("mlflow")]
+    services = [replace(fake("backend", after=["mlflow"]), restarts=True), fake("mlflow")]
     with subprocess.Popen(runner_command(workspace, services), stdout=subprocess.PIPE, text=True) as process:
         until(lambda: is_ready(workspace), "ready")
         yield process
@@ -156,6 +158,28 @@ def test_one_crash_stops_all_and_shows_the_log(workspace: Workspace, running: su
     assert "ServiceError: MLflow ended with exit code -9 while it was in use" in said
     assert f"the end of {workspace.logs_dir}/mlflow.log:\nserving" in said
     assert marked(state.run_id) == []
+
+
+def test_a_service_that_may_is_started_again_but_not_for_ever(
+    workspace: Workspace, running: subprocess.Popen[str]
+) -> None:
+    seen: list[int] = []
+    for _ in range(4):
+        until(lambda: backend_pid(workspace) not in seen, "it is started again")
+        seen.append(backend_pid(workspace))
+        os.kill(seen[-1], signal.SIGKILL)
+    said, _ = running.communicate(timeout=30)
+    assert len(set(seen)) == 4
+    assert said.count("starting backend") == 4
+    assert running.returncode == 1
+    assert "ServiceError: backend ended with exit code -9 while it was in use" in said
+    assert marked(run_id(workspace)) == []
+
+
+def backend_pid(workspace: Workspace) -> int:
+    state = workspace.state()
+    assert state is not None
+    return state.processes["backend"].pid
 
 
 def test_status_shows_each_service_with_its_memory(workspace: Workspace, running: subprocess.Popen[str]) -> None:
