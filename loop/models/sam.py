@@ -11,7 +11,7 @@ import importlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from threading import Lock
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -22,15 +22,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from loop.errors import NonFiniteError, ShapeError
+from loop.errors import CheckpointError, NonFiniteError, ShapeError
 from loop.models.runtime import autocast, resolve_device
+from loop.models.sam_steps import Multimask, Pause, decode_prompts, encode_pixels
+from loop.models.upscaling import axis, windows
 from loop.rings import Crop, crop_mask
 from loop.types import FloatArray, UInt8Array
 
 PROMPTS_A_BATCH = {"cpu": 2, "cuda": 64}
 """More at once cost more time each on a CPU: benchmarks/bench_sam.py."""
 STABILITY_OFFSET = 1.0
-_MASK_PX_AT_ONCE = 1 << 25
 _IMPORT = Lock()
 
 
@@ -136,6 +137,24 @@ class Embedding:
     shape: tuple[int, int]
     seen: tuple[int, int]
 
+    @property
+    def nbytes(self) -> int:
+        """What the features take, bytes."""
+        return self.features.numel() * self.features.element_size()
+
+    def to_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """What `Sam.embedding` takes back: features (1, C, h, w) float16, shape and seen (2,) int64.
+
+        Half of the memory. A logit of the masks moves by less than it does when the encoder runs in bfloat16.
+
+        Raises:
+            NonFiniteError: a feature is NaN or beyond the range of float16 (65504).
+        """
+        features = self.features.to(device="cpu", dtype=torch.float16).numpy()
+        if not np.isfinite(features).all():
+            raise NonFiniteError("the embedding holds NaN or numbers beyond float16; use other weights")
+        return {"features": features, "shape": np.array(self.shape), "seen": np.array(self.seen)}
+
 
 class Answers(NamedTuple):
     """What SAM answers to P prompts, M masks each: 3 from part to whole, or 1.
@@ -148,6 +167,10 @@ class Answers(NamedTuple):
     crops: tuple[tuple[Crop | None, ...], ...]
     scores: FloatArray
     stability: FloatArray
+
+
+def _go_on() -> None:
+    """Nobody else is waiting."""
 
 
 class Sam:
@@ -165,11 +188,20 @@ class Sam:
         """The longer side at which the network sees an image, px."""
         return int(self._net.image_encoder.img_size)
 
-    def encode(self, image: UInt8Array) -> Embedding:
+    @cached_property
+    def _places(self) -> Tensor:
+        """(1, C, h, w): where each place of an embedding is, the same for all images and prompts."""
+        with torch.inference_mode():
+            places: Tensor = self._net.prompt_encoder.get_dense_pe()
+        return places
+
+    def encode(self, image: UInt8Array, *, pause: Pause | None = None) -> Embedding:
         """The image as SAM's decoder takes it; the costly part.
 
         Args:
             image: (H, W, C) uint8, C in {1, 3}, any size from 1 x 1 px.
+            pause: called in this thread between the encoder's steps (ViT-B: some 140 times), so that it may wait while
+                something more urgent runs; it runs no network itself. What it raises ends the call.
 
         Raises:
             ShapeError: the image is of another shape.
@@ -177,18 +209,46 @@ class Sam:
         """
         if image.ndim != 3 or image.shape[2] not in (1, 3) or image.size == 0:
             raise ShapeError(f"the image is {image.shape}; expected (H, W, 1) or (H, W, 3) with at least one pixel")
-        transforms = importlib.import_module(f"{segment_anything().__name__}.utils.transforms")
+        transforms = _transforms()
         height, width = image.shape[:2]
-        rows, columns = transforms.ResizeLongestSide.get_preprocess_shape(height, width, self.side)
-        seen = (max(1, rows), max(1, columns))
+        seen = self._seen(height, width)
         colour = np.ascontiguousarray(np.broadcast_to(image, (height, width, 3)))
         pixels = np.array(transforms.resize(transforms.to_pil_image(colour), seen))
-        tensor = torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).float()
+        tensor = self._net.preprocess(torch.from_numpy(pixels).to(self.device).permute(2, 0, 1).float())[None]
         with torch.inference_mode(), autocast(self.device, self.precision):
-            features = self._net.image_encoder(self._net.preprocess(tensor)[None]).float()
+            features = encode_pixels(self._net.image_encoder, tensor, pause or _go_on).float()
         if not bool(torch.isfinite(features).all()):
             raise NonFiniteError("SAM's encoder gave NaN or infinity; use fp32, or other weights")
         return Embedding(features, (height, width), seen)
+
+    def embedding(self, arrays: Mapping[str, npt.NDArray[Any]]) -> Embedding:
+        """The embedding that `Embedding.to_arrays` gave, of an image that these weights encoded; on the device.
+
+        Raises:
+            CheckpointError: the features are missing or of another network than this.
+            ShapeError: the image's size is missing or does not go with the size at which the network sees it.
+            NonFiniteError: the features hold NaN or infinity.
+        """
+        prompts = self._net.prompt_encoder
+        expected = (1, prompts.embed_dim, *prompts.image_embedding_size)
+        features = np.asarray(arrays.get("features", np.empty(0)))
+        if features.shape != expected or features.dtype.kind != "f":
+            given = f"features are {features.dtype} {features.shape}"
+            raise CheckpointError(f"{given}; {self.version} gives numbers of {expected}; encode the image again")
+        sizes = [np.asarray(arrays.get(name, np.empty(0))) for name in ("shape", "seen")]
+        (height, width), seen = (
+            tuple(a.tolist()) if a.shape == (2,) and a.dtype.kind in "iu" else (0, 0) for a in sizes
+        )
+        if min(height, width) < 1 or seen != self._seen(height, width):
+            expected_sizes = "the (H, W) of an image and that at which the network sees it"
+            raise ShapeError(f"shape={sizes[0]}, seen={sizes[1]}; expected {expected_sizes}; encode the image again")
+        if not np.isfinite(features).all():
+            raise NonFiniteError("the features hold NaN or infinity; encode the image again")
+        return Embedding(torch.from_numpy(features.astype(np.float32)).to(self.device), (height, width), seen)
+
+    def _seen(self, height: int, width: int) -> tuple[int, int]:
+        rows, columns = _transforms().ResizeLongestSide.get_preprocess_shape(height, width, self.side)
+        return max(1, rows), max(1, columns)
 
     def decode(
         self,
@@ -197,7 +257,7 @@ class Sam:
         points: npt.ArrayLike | None = None,
         point_labels: npt.ArrayLike | None = None,
         boxes: npt.ArrayLike | None = None,
-        multimask: bool = True,
+        multimask: Multimask = True,
         least: tuple[float, float] = (0.0, 0.0),
     ) -> Answers:
         """The masks that P prompts ask for; each prompt has points, a box, or both.
@@ -207,7 +267,8 @@ class Sam:
             points: (P, K, 2) x, y px; the centre of pixel (r, c) is (c + 0.5, r + 0.5).
             point_labels: (P, K), 1 = inside, 0 = outside; all inside by default.
             boxes: (P, 4) x0, y0, x1, y1 px, ends exclusive.
-            multimask: three masks a prompt; else one, better where the prompt leaves no doubt.
+            multimask: three masks a prompt; else one, better where a prompt leaves no doubt; "all": the three and then
+                that one, at hardly any cost.
             least: masks of a lower score or stability are not wanted.
 
         Raises:
@@ -226,11 +287,16 @@ class Sam:
                 crops += [tuple(found[j : j + iou.shape[1]]) for j in range(0, len(found), iou.shape[1])]
                 scores.append(iou.clamp(0, 1).cpu().numpy())
                 stability.append(stable.reshape(iou.shape))
-        empty = np.zeros((0, self._net.mask_decoder.num_mask_tokens - 1 if multimask else 1), np.float32)
+        several = self._net.mask_decoder.num_mask_tokens - (multimask != "all")
+        empty = np.zeros((0, several if multimask else 1), np.float32)
         return Answers(tuple(crops), np.concatenate([empty, *scores]), np.concatenate([empty, *stability]))
 
     def _ask(
-        self, embedding: Embedding, prompts: Mapping[str, npt.NDArray[Any]], scale: npt.NDArray[Any], multimask: bool
+        self,
+        embedding: Embedding,
+        prompts: Mapping[str, npt.NDArray[Any]],
+        scale: npt.NDArray[Any],
+        multimask: Multimask,
     ) -> tuple[Tensor, Tensor]:
         """Low-resolution logits (P, M, h, w) and the expected IoU (P, M) of a batch."""
 
@@ -242,13 +308,10 @@ class Sam:
             points = (seen(prompts["points"]), torch.from_numpy(prompts["labels"]).to(self.device))
         boxes = seen(prompts["boxes"]) if "boxes" in prompts else None
         sparse, dense = self._net.prompt_encoder(points=points, boxes=boxes, masks=None)
-        logits, iou = self._net.mask_decoder(
-            image_embeddings=embedding.features,
-            image_pe=self._net.prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=multimask,
-        )
+        with autocast(self.device, self.precision):  # not the prompts: bfloat16 would move a point by several px
+            image = (embedding.features, self._places, dense[:1])
+            logits, iou = decode_prompts(self._net.mask_decoder, image, sparse, multimask=multimask)
+        logits, iou = logits.float(), iou.float()
         if not bool(torch.isfinite(logits).all() and torch.isfinite(iou).all()):
             raise NonFiniteError("SAM's decoder gave NaN or infinity; use other weights")
         return logits, iou
@@ -261,15 +324,20 @@ class Sam:
         crops: list[Crop | None] = [None] * len(flat)
         stability = np.zeros(len(flat), np.float32)
         wanted = torch.nonzero(iou.flatten().clamp(0, 1) >= least[0]).flatten().tolist()
-        at_once = max(1, _MASK_PX_AT_ONCE // max(self.side**2, int(np.prod(embedding.shape))))
-        for i in range(0, len(wanted), at_once):
-            chosen = wanted[i : i + at_once]
-            full = self._net.postprocess_masks(flat[chosen][:, None], embedding.seen, embedding.shape)[:, 0]
-            high, low = ((full > offset).sum(dim=(1, 2)) for offset in (STABILITY_OFFSET, -STABILITY_OFFSET))
-            stability[chosen] = (high / low.clamp(min=1)).cpu().numpy()
-            for k, mask in zip(chosen, (full > 0).cpu().numpy(), strict=True):
-                crops[k] = crop_mask(mask) if stability[k] >= least[1] else None
+        rows, columns = (
+            axis(flat.shape[i + 1], self.side, embedding.seen[i], embedding.shape[i], flat.device) for i in (0, 1)
+        )
+        for k, (top, left, fine) in zip(wanted, windows(flat[wanted], rows, columns, -STABILITY_OFFSET), strict=True):
+            high, low = (int(torch.count_nonzero(fine > offset)) for offset in (STABILITY_OFFSET, -STABILITY_OFFSET))
+            stability[k] = high / max(1, low)
+            if stability[k] >= least[1] and (crop := crop_mask((fine > 0).cpu().numpy())) is not None:
+                x0, y0, x1, y1 = crop.box_xyxy
+                crops[k] = Crop((x0 + left, y0 + top, x1 + left, y1 + top), crop.mask)
         return crops, stability
+
+
+def _transforms() -> ModuleType:
+    return importlib.import_module(f"{segment_anything().__name__}.utils.transforms")
 
 
 def _prompts(

@@ -224,12 +224,21 @@ def test_masks_are_those_of_the_packages_predictor(tmp_path, window, height, wid
             assert stable == pytest.approx((logits > 1).sum() / max(1, (logits > -1).sum()), abs=0.01)
 
 
+def test_all_masks_are_the_three_and_then_the_one_for_clear_prompts(sam):
+    embedding = sam.encode(pixels(50, 70))
+    points = np.random.default_rng(2).uniform(0, 50, (5, 1, 2))
+    every, three, one = (sam.decode(embedding, points=points, multimask=kind) for kind in ("all", True, False))
+    np.testing.assert_allclose(every.scores, np.hstack([three.scores, one.scores]), atol=1e-5)
+    np.testing.assert_allclose(every.stability, np.hstack([three.stability, one.stability]), atol=0.01)
+    assert [len(crops) for crops in every.crops] == [4] * 5
+    assert sam.decode(embedding, points=points[:0], multimask="all").scores.shape == (0, 4)
+
+
 def test_batches_do_not_change_an_answer(sam, monkeypatch):
     embedding = sam.encode(pixels(50, 70))
     points = np.random.default_rng(1).uniform(0, 50, (9, 1, 2))
     whole = sam.decode(embedding, points=points)
     monkeypatch.setitem(module.PROMPTS_A_BATCH, "cpu", 4)
-    monkeypatch.setattr(module, "_MASK_PX_AT_ONCE", 1)
     parts = sam.decode(embedding, points=points)
     np.testing.assert_allclose(whole.scores, parts.scores, atol=1e-5)
     np.testing.assert_allclose(whole.stability, parts.stability, atol=0.01)
