@@ -5,7 +5,7 @@ from loop.config import InstanceConfig
 from loop.errors import NonFiniteError, ShapeError
 from loop.labelstudio.results import Prompts
 from loop.masks import from_masks, to_dense
-from loop.models.click import Scene, cell_at
+from loop.models.click import Scene, cell_at, cell_near, cut_away
 
 CONFIG = InstanceConfig()
 SHAPE = (60, 90)
@@ -232,3 +232,82 @@ def test_nuclei_part_the_cells_that_are_clicked():
     half = cell_at(Scene(probs, nuclei), prompts([(17, 20)]), CONFIG)
     assert whole.masks[0].sum() == 16 * 40
     assert 0.3 < half.masks[0].sum() / whole.masks[0].sum() < 0.7
+
+
+def two_pieces(gap):
+    """One disc of radius 14 that the model takes for two, parted by a predicted border of `gap` px."""
+    probs = np.full((2, *SHAPE), 0.01, np.float32)
+    whole = disc(30, 45, 14)
+    probs[0][whole] = 0.95
+    ridge = np.zeros(SHAPE, bool)
+    ridge[:, 45 - gap // 2 : 45 - gap // 2 + gap] = True
+    probs[0][whole & ridge] = 0.1
+    probs[1][whole & ridge] = 0.9
+    return probs, whole
+
+
+@pytest.mark.parametrize("gap", [1, 2, 3, 4])
+def test_one_disc_predicted_as_two_is_merged_by_a_box_and_by_two_points(gap):
+    probs, whole = two_pieces(gap)
+    one = mask_at(probs, prompts([(36, 30)]))
+    assert one.sum() < 0.6 * whole.sum()
+    for given in (prompts(boxes=[(30, 15, 61, 46)]), prompts([(36, 30), (54, 30)])):
+        merged = mask_at(probs, given)
+        assert iou(merged, whole) > 0.95
+        assert merged[30, 31:60].all()
+
+
+def test_closing_a_gap_in_a_box_takes_nothing_of_a_neighbour():
+    probs, whole = two_pieces(3)
+    probs[0][15:17] = 0.0
+    probs[0][2:15, 20:70] = 0.95
+    merged = mask_at(probs, prompts(boxes=[(30, 12, 61, 46)]))
+    assert iou(merged, whole) > 0.85
+    assert not merged[:15].any()
+
+
+def test_touching_discs_predicted_as_one_are_split_by_a_negative_point():
+    probs = np.full((2, *SHAPE), 0.01, np.float32)
+    probs[0][LEFT | RIGHT] = 0.95  # and no border between them
+    without_split = CONFIG.model_copy(update={"split": 5.0})
+    taken = to_dense(cell_at(Scene(probs), prompts([(20, 30)]), without_split))[0]
+    assert iou(taken, LEFT | RIGHT) > 0.98
+    for given, kept in (
+        (prompts([(20, 30)], negative=[(39, 30)]), LEFT),
+        (prompts([(42, 28)], negative=[(18, 33)]), RIGHT),
+        (prompts(negative=[(39, 30)], boxes=[(8, 18, 51, 43)]), LEFT),
+    ):
+        found = cell_at(Scene(probs), given, without_split)
+        assert iou(to_dense(found)[0], kept) > 0.9
+
+
+def test_three_predicted_pieces_are_merged_by_three_points_and_one_is_given_back():
+    probs = np.full((2, *SHAPE), 0.01, np.float32)
+    for x in (15, 30, 45):
+        probs[0][20:40, x : x + 13] = 0.95
+    merged = mask_at(probs, prompts([(20, 30), (36, 30), (50, 30)]))
+    assert merged[22:38, 15:58].all()
+    kept = mask_at(probs, prompts([(20, 30), (36, 30)], negative=[(52, 30)]))
+    assert kept[22:38, 15:42].all()
+    assert not kept[:, 48:].any()
+
+
+def test_a_cut_follows_the_predicted_border_where_there_is_one():
+    region = np.zeros(SHAPE, bool)
+    region[20:40, 10:70] = True
+    border = np.zeros(SHAPE, np.float32)
+    border[:, 25:27] = 1
+    by_shape = cut_away(region, [(30, 15)], [(30, 60)])
+    by_border = cut_away(region, [(30, 15)], [(30, 60)], border=border)
+    assert by_border[22:38, 10:25].all()
+    assert not by_border[:, 28:].any()
+    assert by_shape.sum() > 1.5 * by_border.sum()
+    assert not cut_away(region, [(30, 15)], [(30, 15)]).any()
+
+
+def test_what_lies_near_a_point_in_a_label_image():
+    cells = np.zeros((20, 20), np.int32)
+    cells[5, 5], cells[5, 12] = 3, 7
+    found = {column: cell_near(cells, (5, column)) for column in (0, 2, 5, 8, 9, 12, 15, 16, 40)}
+    assert found == {0: 0, 2: 3, 5: 3, 8: 3, 9: 7, 12: 7, 15: 7, 16: 0, 40: 0}
+    assert cell_near(cells, (8, 8)) == 0
