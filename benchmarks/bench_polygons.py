@@ -4,6 +4,9 @@ The naive way is what one writes first: for each cell a full-size mask, skimage'
 approximate_polygon, then grid_points_in_poly; and the same with OpenCV's findContours, approxPolyDP and fillPoly.
 scikit-image takes so long that it gets 10 of the cells, and its time is scaled. Mean IoUs stand in the line, so that
 speed is not bought with shape.
+
+A second line is of the budget of corners (publish.max_points): corners and IoU before and after, for 100, 300 and 1000
+such cells, at the default and with no corner more than the least IoU asks for.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +19,8 @@ from harness import peak_mb, report, time_ms
 from skimage import measure
 
 from loop import masks
+from loop.config import PublishConfig
+from loop.rings import Outline, fewer_corners, outlines
 from loop.types import BoolArray, Instances
 
 SIDE = 1080
@@ -26,17 +31,17 @@ NAIVE_REPEATS = 5
 SKIMAGE_CELLS = 10
 
 
-def draw(rng: np.random.Generator) -> Instances:
-    """300 wavy ellipses of 8 to 22 px radius on a jittered grid, some touching, some cut by the border."""
-    labels = np.zeros((SIDE, SIDE), np.int32)
-    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    per_row = int(np.ceil(np.sqrt(CELLS)))
-    pitch = SIDE / per_row
-    for i in range(CELLS):
+def draw(rng: np.random.Generator, n: int = CELLS, side: int = SIDE) -> Instances:
+    """Wavy ellipses of 8 to 22 px radius on a jittered grid, some touching, some cut by the border."""
+    labels = np.zeros((side, side), np.int32)
+    rows, columns = np.mgrid[:side, :side].astype(np.float32)
+    per_row = int(np.ceil(np.sqrt(n)))
+    pitch = side / per_row
+    for i in range(n):
         cy, cx = (np.array(divmod(i, per_row)) + 0.5) * pitch + rng.uniform(-12, 12, 2)
         ry, rx = rng.uniform(8, 22, 2)
-        y0, y1 = max(int(cy) - 30, 0), min(int(cy) + 31, SIDE)
-        x0, x1 = max(int(cx) - 30, 0), min(int(cx) + 31, SIDE)
+        y0, y1 = max(int(cy) - 30, 0), min(int(cy) + 31, side)
+        x0, x1 = max(int(cx) - 30, 0), min(int(cx) + 31, side)
         dy, dx = (rows[y0:y1, x0:x1] - cy) / ry, (columns[y0:y1, x0:x1] - cx) / rx
         wave = 1 + 0.1 * np.sin(rng.integers(2, 6) * np.arctan2(dy, dx) + rng.uniform(0, 6))
         labels[y0:y1, x0:x1][np.hypot(dy, dx) <= wave] = i + 1
@@ -84,8 +89,29 @@ def mean_iou(cells: Instances, back: Sequence[npt.NDArray[Any]]) -> float:
     return round(float(np.mean(values)), 4)
 
 
+def _shown(rings: Sequence[Outline]) -> dict[str, float]:
+    ious = [ring.iou for ring in rings]
+    figures = {"mean_iou": round(float(np.mean(ious)), 4), "least_iou": round(min(ious), 4)}
+    return {"corners": sum(len(ring.points_xy) for ring in rings), **figures}
+
+
+def budgets(n: int) -> dict[str, Any]:
+    """Corners and IoU of n cells, as dense as 300 at 1080 px, under several budgets, and the time that they take."""
+    cells = draw(np.random.default_rng(0), n, round(SIDE * (n / CELLS) ** 0.5))
+    rings = outlines(cells.masks, TOLERANCE_PX)
+    found: dict[str, Any] = {"cells": len(cells), "image": list(cells.shape), "no_budget": _shown(rings)}
+    found["outlines_ms_p50"] = time_ms(lambda: outlines(cells.masks, TOLERANCE_PX), REPEATS)["ms_p50"]
+    for name, budget in (("default", PublishConfig().max_points), ("least", 0)):
+
+        def thin(budget: int = budget) -> list[Outline]:
+            return fewer_corners(rings, cells.masks, TOLERANCE_PX, budget)
+
+        found[name] = {"budget": budget, **_shown(thin()), "more_ms_p50": time_ms(thin, NAIVE_REPEATS)["ms_p50"]}
+    return found
+
+
 def main() -> None:
-    """Measure and print one line."""
+    """Measure and print two lines."""
     cells = draw(np.random.default_rng(0))
     few = cells.take(range(SKIMAGE_CELLS))
     rings = masks.to_polygons(cells, TOLERANCE_PX)
@@ -118,6 +144,7 @@ def main() -> None:
         times_faster_than_cv2=round(timed["naive_cv2"]["ms_p50"] / timed["ours"]["ms_p50"], 2),
         times_faster_than_skimage=round(skimage_ms / timed["ours"]["ms_p50"], 1),
     )
+    report("corner_budget", tolerance_px=TOLERANCE_PX, by_cells=[budgets(n) for n in (100, 300, 1000)])
 
 
 if __name__ == "__main__":

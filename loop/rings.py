@@ -4,7 +4,7 @@ Frame of every ring: pixel (row r, column c) is the square [c, c+1] x [r, r+1], 
 0 to H, as in Label Studio, and the centre of a pixel lies at (c + 0.5, r + 0.5).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -17,7 +17,8 @@ from loop.types import BoolArray
 PointArray = npt.NDArray[np.float64]
 
 MIN_POLYGON_IOU = 0.97
-_BATCH_PX = 2_000_000  # so many pixels of rings are filled at once: 16 MB of winding numbers
+_BATCH_PX = 2_000_000  # so many pixels of rings are filled at once: 16 MB of turns
+_LEAST_TOLERANCE_PX, _STEP = 0.25, 2**0.5  # where thinning out corners begins, and how it goes on
 
 
 class Crop(NamedTuple):
@@ -52,16 +53,51 @@ def outlines(masks: Sequence[BoolArray], tolerance_px: float) -> list[Outline]:
     """
     if not tolerance_px >= 0:
         raise ConfigError(f"tolerance_px={tolerance_px}; expected a number of pixels >= 0")
-    exact = [_trace(mask) for mask in masks]
+    exact = _trace(masks)
     found = [Outline(np.empty((0, 2)), 0.0)] * len(masks)
     left = list(range(len(masks)))
     for tolerance in dict.fromkeys((tolerance_px, tolerance_px / 2, tolerance_px / 4, 0.0)):
         tried = {i: cv2.approxPolyDP(exact[i], 2 * tolerance, True).reshape(-1, 2) / 2 for i in left}
-        tried = {i: ring for i, ring in tried.items() if len(ring) >= 3}
-        extent = np.max([masks[i].shape for i in tried], axis=0, initial=0)
-        for (i, ring), crop in zip(tried.items(), fill_rings(list(tried.values()), extent), strict=True):
-            found[i] = Outline(ring, _iou(masks[i], crop))
+        for i, outline in _measured(masks, tried).items():
+            found[i] = outline
         left = [i for i in left if found[i].iou < MIN_POLYGON_IOU]
+        if not left:
+            break
+    return found
+
+
+def fewer_corners(
+    rings: Sequence[Outline], masks: Sequence[BoolArray], tolerance_px: float, max_points: int
+) -> list[Outline]:
+    """The rings with at most so many corners in all, where the shapes allow it.
+
+    The tolerance grows by half an octave a step until the corners are few enough; of a step's simpler rings those that
+    lose least IoU for a corner saved are taken first, and no more than needed. A ring that would fall below IoU 0.97
+    with its mask keeps the form that it had, as does one that lies below from the start; so there may remain more
+    corners than asked for.
+
+    Args:
+        rings: of `outlines`.
+        masks: their masks.
+        tolerance_px: the one that they were made with.
+        max_points: number of corners, >= 0.
+    """
+    found = list(rings)
+    left = [i for i, ring in enumerate(rings) if ring.iou >= MIN_POLYGON_IOU]
+    corners = sum(len(ring.points_xy) for ring in rings)
+    tolerance = max(tolerance_px, _LEAST_TOLERANCE_PX)
+    while left and corners > max_points:
+        tolerance *= _STEP
+        halves = {i: (2 * found[i].points_xy).astype(np.int32) for i in left}
+        tried = {i: cv2.approxPolyDP(ring, 2 * tolerance, True).reshape(-1, 2) / 2 for i, ring in halves.items()}
+        good = {i: ring for i, ring in _measured(masks, tried).items() if ring.iou >= MIN_POLYGON_IOU}
+        saved = {i: len(found[i].points_xy) - len(ring.points_xy) for i, ring in good.items()}
+        for i in sorted((i for i in good if saved[i]), key=lambda i: (found[i].iou - good[i].iou) / saved[i]):
+            if corners <= max_points:
+                break
+            corners -= saved[i]
+            found[i] = good[i]
+        left = list(good)
     return found
 
 
@@ -131,7 +167,8 @@ def _fill(
     # Every crossing changes the winding number of all centres to its right; its sign is the edge's direction. A row's
     # changes add up to nothing, so one running sum serves all rows of all rings.
     place = offset[ring] + (row - y0[ring]) * stride[ring] + column
-    winding = np.cumsum(np.bincount(place, weights=np.sign(yb - ya)[edge], minlength=int(size.sum())))
+    turns = np.bincount(place, weights=np.sign(yb - ya)[edge], minlength=int(size.sum())).astype(np.int32)
+    winding = np.cumsum(turns, dtype=np.int32)  # ten times as fast as in float64
     inside = winding != 0
     crops: list[Crop | None] = []
     for (left, up, right, down), begin, length in zip(boxes.tolist(), offset, size, strict=True):
@@ -140,18 +177,62 @@ def _fill(
     return crops
 
 
-def _trace(mask: BoolArray) -> npt.NDArray[np.int32]:
-    """(K, 2) x, y of the exact ring of the largest part, in half pixels."""
+def _trace(masks: Sequence[BoolArray]) -> list[npt.NDArray[np.int32]]:
+    """(K, 2) x, y of the exact ring of each mask's largest part, in half pixels."""
+    found: list[npt.NDArray[np.int32]] = [np.empty((0, 2), np.int32)] * len(masks)
+    for group in _of_like_width(masks):
+        for i, ring in zip(group, _trace_together([masks[i] for i in group]), strict=True):
+            found[i] = ring
+    return found
+
+
+def _of_like_width(masks: Sequence[BoolArray]) -> list[list[int]]:
+    """The masks' indices in groups that fill one lattice well, at most twice as wide as the narrowest, and no more."""
+    groups: list[list[int]] = []
+    narrowest = rows = 0
+    for i in sorted(range(len(masks)), key=lambda i: masks[i].shape[1]):
+        height, width = masks[i].shape
+        rows += height
+        if not groups or width > 2 * narrowest or 4 * width * rows > _BATCH_PX:
+            groups.append([])
+            narrowest, rows = width, height
+        groups[-1].append(i)
+    return groups
+
+
+def _trace_together(masks: Sequence[BoolArray]) -> list[npt.NDArray[np.int32]]:
+    """`_trace` of masks that lie below one another in one lattice, a free row between them."""
     # Half-pixel lattice: pixel centres at odd places, corners at even ones, edge midpoints where one of both is odd.
-    lattice = np.zeros((2 * mask.shape[0] + 1, 2 * mask.shape[1] + 1), np.uint8)
-    lattice[1::2, 1::2] = mask
+    tops = np.cumsum([0] + [2 * len(mask) + 2 for mask in masks])
+    lattice = np.zeros((tops[-1], 2 * max(mask.shape[1] for mask in masks) + 1), np.uint8)
+    for mask, top in zip(masks, tops.tolist(), strict=False):
+        lattice[top + 1 : top + 2 * mask.shape[0] : 2, 1 : 2 * mask.shape[1] : 2] = mask
     lattice = cv2.dilate(lattice, np.ones((3, 3), np.uint8))
     contours, _ = cv2.findContours(lattice, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    if not contours:
-        raise ShapeError(f"an empty mask {mask.shape} has no outline; drop it")
-    ring = max(contours, key=cv2.contourArea).reshape(-1, 2)
-    midpoints: npt.NDArray[np.int32] = ring[((ring[:, 0] ^ ring[:, 1]) & 1) == 1]
-    return midpoints
+    owners = np.searchsorted(tops, [contour[0, 0, 1] for contour in contours], side="right") - 1
+    largest: dict[int, npt.NDArray[np.int32]] = {}
+    for owner, contour in zip(owners.tolist(), contours, strict=True):
+        other = largest.get(owner)
+        if other is None or cv2.contourArea(contour) > cv2.contourArea(other):
+            largest[owner] = contour
+    for i, mask in enumerate(masks):
+        if i not in largest:
+            raise ShapeError(f"an empty mask {mask.shape} has no outline; drop it")
+    rings = [largest[i] for i in range(len(masks))]
+    points = np.concatenate(rings).reshape(-1, 2)
+    between = ((points[:, 0] ^ points[:, 1]) & 1).astype(np.bool_)
+    ends = np.cumsum(between)[np.cumsum([len(ring) for ring in rings]) - 1]
+    midpoints = points[between]
+    midpoints[:, 1] -= np.repeat(tops[:-1], np.diff(ends, prepend=0)).astype(np.int32)
+    return [midpoints[begin:end] for begin, end in zip([0, *ends.tolist()], ends.tolist(), strict=False)]
+
+
+def _measured(masks: Sequence[BoolArray], rings: Mapping[int, PointArray]) -> dict[int, Outline]:
+    """Those of the rings that have three points, by the index of their mask, with their IoU."""
+    closed = {i: ring for i, ring in rings.items() if len(ring) >= 3}
+    extent = np.max([masks[i].shape for i in closed], axis=0, initial=0)
+    crops = fill_rings(list(closed.values()), extent)
+    return {i: Outline(ring, _iou(masks[i], crop)) for (i, ring), crop in zip(closed.items(), crops, strict=True)}
 
 
 def _iou(mask: BoolArray, crop: Crop | None) -> float:

@@ -49,6 +49,16 @@ def test_a_ring_loses_holes_and_other_parts_and_says_how_much():
     assert outlines([parts], 0.0)[0].iou == pytest.approx(24 / 40)
 
 
+@given(st.lists(noise_masks(), max_size=6), st.sampled_from([0.0, 0.5, 2.0]))
+@unhurried
+def test_masks_outlined_together_are_those_outlined_alone(masks, tolerance):
+    masks = [mask for mask in masks if mask.any()] + [np.ones((2, 90), bool)]
+    for mask, ring in zip(masks, outlines(masks, tolerance), strict=True):
+        (alone,) = outlines([mask], tolerance)
+        np.testing.assert_array_equal(ring.points_xy, alone.points_xy)
+        assert ring.iou == alone.iou
+
+
 def test_an_outline_needs_pixels_and_a_tolerance():
     with pytest.raises(ShapeError, match="empty mask"):
         outlines([np.ones((2, 2), bool), np.zeros((3, 3), bool)], 0.5)

@@ -1,15 +1,19 @@
 """One region of Label Studio's: what kind it is, which cell or area it holds, and whether a person changed it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from loop.errors import InputError, LabelError, NonFiniteError
 from loop.labelstudio.interface import Interface
+from loop.labelstudio.rle import decode_brushes
 from loop.labelstudio.shapes import READERS, number
 from loop.rings import Crop
 from loop.types import BoolArray, Origin
+
+# What a region covers, None where that is nothing, or why it cannot be read.
+Pixels = Crop | InputError | NonFiniteError | None
 
 
 class Cell(NamedTuple):
@@ -22,8 +26,34 @@ class Cell(NamedTuple):
     origin: Origin = Origin("human")
 
 
-def read_cell(region: Mapping[str, Any], interface: Interface, shape: tuple[int, int]) -> Cell:
-    """One region as a cell of the image of (H, W) `shape`; its label is 0 where the config lacks the region's.
+def read_pixels(regions: Sequence[Mapping[str, Any]], shape: tuple[int, int]) -> list[Pixels]:
+    """What each region covers of the image of (H, W) `shape`; brush regions are decoded together."""
+    values = [(i, region.get("value")) for i, region in enumerate(regions) if kind_of(region) == "brush"]
+    brushes = {i: value.get("rle", ()) for i, value in values if isinstance(value, dict)}
+    found: dict[int, Pixels] = dict(zip(brushes, decode_brushes(list(brushes.values()), shape), strict=True))
+    return [found[i] if i in found else _read(region, shape) for i, region in enumerate(regions)]
+
+
+def _read(region: Mapping[str, Any], shape: tuple[int, int]) -> Pixels:
+    """What one region covers, by the reader of its kind; None where it is of no kind that holds a cell."""
+    reader = READERS.get(kind_of(region))
+    try:
+        return None if reader is None else reader(value_of(region), shape)
+    except (InputError, NonFiniteError) as error:
+        return error
+
+
+def _covered(pixels: Pixels) -> Crop:
+    """The pixels of a region that covers some; raises what is wrong with another."""
+    if isinstance(pixels, InputError | NonFiniteError):
+        raise pixels
+    if pixels is None:
+        raise LabelError("it covers no pixel of the image")
+    return pixels
+
+
+def read_cell(region: Mapping[str, Any], interface: Interface, pixels: Pixels) -> Cell:
+    """One region as a cell, with what `read_pixels` found; its label is 0 where the config lacks the region's.
 
     Raises:
         LabelError, ShapeError, NonFiniteError: it holds no cell; the text says why.
@@ -36,9 +66,7 @@ def read_cell(region: Mapping[str, Any], interface: Interface, shape: tuple[int,
     names = label_names(value, kind)
     if not names and len(interface.labels) > 1:
         raise LabelError(f"it has no label; expected one of {', '.join(interface.labels)}")
-    crop = READERS[kind](value, shape)
-    if crop is None:
-        raise LabelError("it covers no pixel of the image")
+    crop = _covered(pixels)
     unknown = tuple(name for name in names if name not in (*interface.labels, interface.doubtful, interface.done))
     label = interface.labels.index(names[0]) if names and names[0] in interface.labels and not unknown else 0
     score = 1.0 if region.get("score") is None else number(region, "score")
@@ -54,15 +82,13 @@ def is_done_area(region: Mapping[str, Any], interface: Interface) -> bool:
     return names[:1] == [interface.done]
 
 
-def add_area(region: Mapping[str, Any], done: BoolArray) -> None:
-    """Adds a done area to `done` (H, W) bool, in place.
+def add_area(pixels: Pixels, done: BoolArray) -> None:
+    """Adds what `read_pixels` found of a done area to `done` (H, W) bool, in place.
 
     Raises:
         LabelError, ShapeError: it is damaged, or covers no pixel of the image.
     """
-    crop = READERS[kind_of(region)](value_of(region), (done.shape[0], done.shape[1]))
-    if crop is None:
-        raise LabelError("it covers no pixel of the image")
+    crop = _covered(pixels)
     x0, y0, x1, y1 = crop.box_xyxy
     done[y0:y1, x0:x1] |= crop.mask
 
@@ -85,7 +111,7 @@ def _same(region: Mapping[str, Any], cell: Cell, before: Mapping[str, Any], inte
         return True
     height, width = int(region["original_height"]), int(region["original_width"])
     try:
-        old = read_cell(before, interface, (height, width))
+        old = read_cell(before, interface, *read_pixels([before], (height, width)))
     except (InputError, NonFiniteError):
         return False
     same_place = old.crop.box_xyxy == cell.crop.box_xyxy and np.array_equal(old.crop.mask, cell.crop.mask)

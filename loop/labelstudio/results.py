@@ -4,11 +4,13 @@ Written: polygons, and a brush or bitmask region for a cell that one ring cannot
 rectangle and ellipse regions. A pixel belongs to a drawn shape when its centre does.
 """
 
+import itertools
+import logging
 import math
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -26,12 +28,15 @@ from loop.labelstudio.regions import (
     name_of,
     origin_of,
     read_cell,
+    read_pixels,
     value_of,
 )
 from loop.labelstudio.rle import encode_brush
 from loop.labelstudio.shapes import number, png_url, rectangle_ring, to_percent, to_pixels
-from loop.rings import MIN_POLYGON_IOU, Outline, PointArray, outlines
+from loop.rings import MIN_POLYGON_IOU, Outline, PointArray, fewer_corners, outlines
 from loop.types import BoolArray, Instances, Source
+
+logger = logging.getLogger(__name__)
 
 _BORDER_PX = 2
 _NAMESPACE = uuid.UUID("6f1f63a2-5c0e-4d0c-9a43-0d6f2a1c7b58")
@@ -104,18 +109,22 @@ def to_results(
     interface: Interface,
     *,
     tolerance_px: float = 0.5,
+    max_points: int = 0,
     id_seed: str = "",
     doubtful_below: float = 0.0,
 ) -> list[dict[str, Any]]:
     """One result item for each cell, in order, as Label Studio imports them.
 
     A cell becomes a polygon. One that no polygon holds at IoU 0.97 (large holes, several parts) becomes a brush or
-    bitmask region where the config has such a control, else its outer ring.
+    bitmask region where the config has such a control, else its outer ring. Where the polygons have more corners in all
+    than the budget they are simplified further, each no further than IoU 0.97 with its cell; a line in the log says
+    what that cost, and how many corners remain where the budget cannot be kept.
 
     Args:
         instances: N cells, 0 included. `labels` index `interface.labels`.
         interface: of the project's label config.
         tolerance_px: how far a polygon may leave the cell's border, px >= 0.
+        max_points: budget of corners of all polygons; 0 = no limit.
         id_seed: told apart from other results for the same image and model, e.g. the suggestions of one click:
             ids follow from image id, model version, this and the cell's place, so equal calls give equal ids.
         doubtful_below: cells of class 0 with a score under this get the label `interface.doubtful`, where the config
@@ -128,27 +137,28 @@ def to_results(
     height, width = instances.shape
     seed = uuid.uuid5(_NAMESPACE, "\n".join([instances.image_id, instances.model_version, id_seed]))
     origin = "manual" if instances.source.startswith("human") else "prediction"
-    holds_polygons = any(control.kind == "polygonlabels" for control in interface.controls)
-    rings = outlines(instances.masks, tolerance_px) if holds_polygons else [None] * len(instances)
+    targets = _targets(instances, interface)
+    polygons = _polygons(instances, targets, tolerance_px, max_points)
+    limit = float(np.float32(doubtful_below))
     results = []
-    for i, ring in enumerate(rings):
-        score = float(instances.scores[i])
+    for i, (index, score) in enumerate(zip(instances.labels.tolist(), instances.scores.tolist(), strict=True)):
         if not math.isfinite(score):
             raise NonFiniteError(f"cell {i} of image {instances.image_id!r} has score {score}; expected 0..1")
-        doubtful = score < float(np.float32(doubtful_below))
-        control_name, kind, value = _shape(instances, i, interface, ring, doubtful)
+        doubtful = interface.doubtful if score < limit and index == 0 else ""
+        control, value = _shape(instances, i, targets[index], polygons.get(i))
+        label = doubtful if doubtful in control.labels else targets[index].label
         results.append(
             {
                 "id": f"{seed.hex[:12]}-{i}",
-                "from_name": control_name,
+                "from_name": control.name,
                 "to_name": interface.image_name,
-                "type": kind,
+                "type": control.kind,
                 "origin": origin,
                 "original_width": width,
                 "original_height": height,
                 "image_rotation": 0,
                 "score": round(score, 4),
-                "value": value,
+                "value": {**value, control.kind: [label]},
             }
         )
     return results
@@ -197,13 +207,13 @@ def from_results(
     shapes = [region for region in regions if kind_of(region) not in _NOT_SHAPES and not is_prompt(region, interface)]
     for region in shapes:
         check_frame(region, shape, image_id)
-    for region in shapes:
+    for region, pixels in zip(shapes, read_pixels(shapes, shape), strict=True):
         try:
             if is_done_area(region, interface):
                 done = np.zeros(shape, np.bool_) if done is None else done  # also where the area cannot be read
-                add_area(region, done)
+                add_area(pixels, done)
                 continue
-            cell = read_cell(region, interface, shape)
+            cell = read_cell(region, interface, pixels)
             origin = origin_of(region, cell, before.get(region.get("id")), interface, started_from)
         except (InputError, NonFiniteError) as error:
             unreadable.append(f"{name_of(region)}: {error}")
@@ -269,31 +279,77 @@ def is_unusable(results: Sequence[Any]) -> bool:
     )
 
 
-def _shape(
-    instances: Instances, i: int, interface: Interface, ring: Outline | None, doubtful: bool
-) -> tuple[str, str, dict[str, Any]]:
-    """Control name, type and value of one cell's region."""
-    index = int(instances.labels[i])
-    label = interface.labels[index] if 0 <= index < len(interface.labels) else None
-    control = None if label is None else interface.mask_control(label)
-    if label is None or control is None:
-        raise LabelError(
-            f"cell {i} of image {instances.image_id!r} has label {index} ({label}), which no mask control of the label"
-            f" config has; its labels are {', '.join(interface.labels)}"
+class _Target(NamedTuple):
+    """What a cell of one label is written with; `raster` holds holes and several parts, None where nothing does."""
+
+    label: str
+    control: Control
+    raster: Control | None
+
+
+def _targets(instances: Instances, interface: Interface) -> dict[int, _Target]:
+    """Target of each label index among the cells."""
+    targets: dict[int, _Target] = {}
+    for i, index in enumerate(instances.labels.tolist()):
+        if index in targets:
+            continue
+        label = interface.labels[index] if 0 <= index < len(interface.labels) else None
+        control = None if label is None else interface.mask_control(label)
+        if label is None or control is None:
+            raise LabelError(
+                f"cell {i} of image {instances.image_id!r} has label {index} ({label}), which no mask control of the"
+                f" label config has; its labels are {', '.join(interface.labels)}"
+            )
+        targets[index] = _Target(label, control, interface.mask_control(label, "raster"))
+    return targets
+
+
+def _polygons(
+    instances: Instances, targets: Mapping[int, _Target], tolerance_px: float, max_points: int
+) -> dict[int, list[list[float]]]:
+    """The points of each cell that is written as a polygon, in percent, by the cell's place."""
+    drawn = [targets[index] for index in instances.labels.tolist()]
+    at = [i for i, target in enumerate(drawn) if target.control.kind == "polygonlabels"]
+    found = dict(zip(at, outlines([instances.masks[i] for i in at], tolerance_px), strict=True))
+    found = {i: ring for i, ring in found.items() if ring.iou >= MIN_POLYGON_IOU or drawn[i].raster is None}
+    rings = list(found.values())
+    if not rings:
+        return {}
+    before = sum(len(ring.points_xy) for ring in rings)
+    if max_points and before > max_points:
+        rings = fewer_corners(rings, [instances.masks[i] for i in found], tolerance_px, max_points)
+        _tell_budget(instances.image_id, before, rings, max_points)
+    ends = np.cumsum([len(ring.points_xy) for ring in rings])
+    corners = np.repeat(instances.boxes_xyxy[list(found), :2], np.diff(ends, prepend=0), axis=0)
+    points = to_percent(np.concatenate([ring.points_xy for ring in rings]) + corners, instances.shape)
+    parts = itertools.pairwise([0, *ends.tolist()])
+    return {i: points[begin:end] for i, (begin, end) in zip(found, parts, strict=True)}
+
+
+def _tell_budget(image_id: str, before: int, rings: Sequence[Outline], max_points: int) -> None:
+    """Says what keeping to the budget of corners has cost."""
+    corners, iou = sum(len(ring.points_xy) for ring in rings), [ring.iou for ring in rings]
+    logger.info(
+        "the %d polygons of image %r have %d corners in place of %d; IoU with the cells %.4f on average, %.4f at least",
+        *(len(rings), image_id, corners, before, np.mean(iou), min(iou)),
+    )
+    if corners > max_points:
+        logger.warning(
+            "the polygons of image %r keep %d corners, over the budget of %d: with fewer, IoU would fall below %s",
+            *(image_id, corners, max_points, MIN_POLYGON_IOU),
         )
 
-    def named(target: Control) -> str:
-        return interface.doubtful if doubtful and index == 0 and interface.doubtful in target.labels else str(label)
 
-    height, width = instances.shape
+def _shape(
+    instances: Instances, i: int, target: _Target, points: list[list[float]] | None
+) -> tuple[Control, dict[str, Any]]:
+    """Control and value, without the label, of one cell's region; `points` where it is a polygon."""
+    if points is not None:
+        return target.control, {"points": points, "closed": True}
     x0, y0, x1, y1 = instances.boxes_xyxy[i].tolist()
-    raster = interface.mask_control(label, "raster")
-    if control.kind == "polygonlabels" and ring is not None and (ring.iou >= MIN_POLYGON_IOU or raster is None):
-        points = to_percent(ring.points_xy + np.array([x0, y0]), instances.shape)
-        return control.name, control.kind, {"points": points, "closed": True, control.kind: [named(control)]}
-    full = np.zeros((height, width), np.bool_)
-    full[y0:y1, x0:x1] = instances.masks[i]
-    target = raster or control
-    if target.kind == "bitmasklabels":
-        return target.name, target.kind, {"imageDataURL": png_url(full), target.kind: [named(target)]}
-    return target.name, target.kind, {"format": "rle", "rle": encode_brush(full), target.kind: [named(target)]}
+    control = target.raster or target.control
+    if control.kind == "bitmasklabels":
+        full = np.zeros(instances.shape, np.bool_)
+        full[y0:y1, x0:x1] = instances.masks[i]
+        return control, {"imageDataURL": png_url(full)}
+    return control, {"format": "rle", "rle": encode_brush(instances.masks[i], instances.shape, (x0, y0))}

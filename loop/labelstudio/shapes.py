@@ -100,7 +100,7 @@ def _read_ellipse(value: Mapping[str, Any], shape: tuple[int, int]) -> Crop | No
 
 
 def _read_brush(value: Mapping[str, Any], shape: tuple[int, int]) -> Crop | None:
-    return crop_mask(decode_brush(value.get("rle", ()), shape[1], shape[0]) >= _ALPHA_PAINTED)
+    return decode_brush(value.get("rle", ()), shape)
 
 
 def _read_bitmask(value: Mapping[str, Any], shape: tuple[int, int]) -> Crop | None:

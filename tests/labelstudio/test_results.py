@@ -220,6 +220,26 @@ def test_every_kind_that_a_person_may_draw_is_read():
     assert (cells.boxes_xyxy.tolist(), cells.labels.tolist()) == ([[10, 50, 30, 60]], [1])
 
 
+def test_a_damaged_brush_region_leaves_the_others_whole_and_in_order():
+    shape = (100, 200)
+    strokes = np.zeros((3, *shape), bool)
+    for k in range(3):
+        strokes[k, 10 * k : 10 * k + 5, 20:40] = True
+    rles = [encode_brush(stroke) for stroke in strokes]
+    rles[1] = rles[1][:20]
+    items = [region("brush", "brush", {"format": "rle", "rle": rle}, label="Debris") for rle in rles]
+    items[1:1] = [polygon(), {**items[0], "value": None}]
+    parsed = from_results([*items, {**items[0], "value": {"brushlabels": ["Debris"]}}], DEFAULT, shape)
+    assert parsed.instances.labels.tolist() == [1, 0, 1]
+    assert parsed.instances.boxes_xyxy[::2].tolist() == [[20, 0, 40, 5], [20, 20, 40, 25]]
+    told = [text.partition(": ")[2] for text in parsed.unreadable]
+    assert told == [
+        "its value is a NoneType; expected an object",
+        "brush run lengths end after 20 bytes in the middle of the mask",
+        "brush run lengths end after 0 bytes, before the mask begins",
+    ]
+
+
 def test_prompts_left_over_are_no_cells():
     results = [
         polygon(),
