@@ -8,13 +8,28 @@ import sys
 import uvicorn
 
 from backend.app import create_app
+from backend.errors import redact_logs
 from backend.settings import ENVIRONMENT, Settings, is_loopback
 from loop.adapters.mlflow_registry import CLIENT_ENVIRONMENT
-from loop.errors import LoopError
+from loop.errors import ConfigError, LoopError
 
 logger = logging.getLogger("backend")
 
 SHUTDOWN_S = 5
+
+
+def check_host(host: str, settings: Settings, *, no_password: bool) -> None:
+    """Passes where only this machine can call, a password is asked for, or a person said that none is wanted.
+
+    Raises:
+        ConfigError: other machines could call, and nothing would ask them for a password.
+    """
+    if not settings.user and not no_password and not is_loopback(host):
+        raise ConfigError(
+            f"{host or 'every address'} is reachable from other machines and there is no password; set "
+            "CELLOOP_BACKEND_USER and CELLOOP_BACKEND_PASSWORD, or bind 127.0.0.1, or give --no-password where a "
+            "proxy of your own asks who calls"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,6 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=9090)
+    parser.add_argument(
+        "--no-password",
+        action="store_true",
+        help="start without a password on an address that other machines reach; only behind a proxy that asks for one",
+    )
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -33,16 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     try:
         settings = Settings.from_environment(os.environ)
+        redact_logs(settings.secrets())
+        check_host(given.host, settings, no_password=given.no_password)
         app = create_app(settings)
     except LoopError as error:
         logger.error("%s", error)
         return error.exit_code
-    if not settings.user and not is_loopback(given.host):
-        logger.warning(
-            "%s is reachable from other machines and asks for no password; "
-            "set CELLOOP_BACKEND_USER and CELLOOP_BACKEND_PASSWORD",
-            given.host,
-        )
     uvicorn.run(
         app,
         host=given.host,

@@ -7,15 +7,21 @@ from functools import partial
 import httpx
 from fastapi import FastAPI
 
+from backend.ahead import Ahead, ImageIndex
+from backend.clicks import Clicks
 from backend.download import LabelStudioDownloads
-from backend.errors import UnknownProjectError, install_handlers
+from backend.errors import install_handlers
 from backend.images import ImageSource
 from backend.metrics import Metrics, Timing
 from backend.model_slot import ModelSlot, OpenRegistry, load_segmenter
-from backend.projects import ProjectIndex, Projects
+from backend.project_settings import ProjectSettings
+from backend.projects import Projects
 from backend.routes import Parts, build_router
+from backend.sam_slot import SamSlot, load_weights
 from backend.service import Service
 from backend.settings import Settings, is_loopback
+from backend.sights import Sights
+from backend.turns import Turns
 from backend.wake import SyncWaker
 from loop.adapters.index import Index
 from loop.adapters.mlflow_registry import Registry
@@ -47,21 +53,42 @@ def open_client(url: str) -> httpx.Client:
 
 
 def build_parts(
-    settings: Settings, clients: tuple[httpx.Client, httpx.Client], index: ProjectIndex, registry: OpenRegistry
+    settings: Settings, clients: tuple[httpx.Client, httpx.Client], index: ImageIndex, registry: OpenRegistry
 ) -> Parts:
     """Everything behind the routes; no thread runs yet and nothing is loaded."""
     to_label_studio, to_prefect = clients
-    metrics = Metrics()
-    projects = Projects(index)
-    slot = ModelSlot(
-        index,
-        registry,
-        settings.models_dir,
+    metrics, projects, turns = Metrics(), Projects(index), Turns()
+    of_projects = ProjectSettings(settings.configs_dir)
+    often = {"poll_s": settings.poll_s, "retry_s": settings.retry_s}
+    load_champion = partial(load_segmenter, device=settings.device)
+    slot = ModelSlot(index, registry, settings.models_dir, metrics, load=load_champion, **often)
+    sams = SamSlot(index, of_projects, metrics, load=partial(load_weights, device=settings.device), **often)
+    images = _open_images(settings, to_label_studio)
+    sights = Sights(
+        turns,
         metrics,
-        load=partial(load_segmenter, device=settings.device),
-        poll_s=settings.poll_s,
-        retry_s=settings.retry_s,
+        scene_bytes=settings.map_cache_bytes,
+        embedding_bytes=settings.embedding_cache_bytes,
+        directory=settings.embeddings_dir,
     )
+    clicks = Clicks(
+        projects, of_projects, slot=slot, sams=sams, images=images, sights=sights, turns=turns, metrics=metrics
+    )
+    service = Service(projects, of_projects, slot=slot, images=images, clicks=clicks, turns=turns, metrics=metrics)
+    budget = min(settings.map_cache_bytes, settings.embedding_cache_bytes) // 2
+    ahead = Ahead(index, of_projects, clicks=clicks, images=images, turns=turns, metrics=metrics, budget_bytes=budget)
+    waker = SyncWaker(
+        settings.prefect_api_url,
+        projects.name_of,
+        metrics,
+        to_prefect,
+        debounce_s=settings.debounce_s,
+        limit_s=settings.debounce_limit_s,
+    )
+    return Parts(settings, metrics, projects, slot, service, waker, sams, ahead)
+
+
+def _open_images(settings: Settings, to_label_studio: httpx.Client) -> ImageSource:
     downloads = LabelStudioDownloads(
         settings.label_studio_url,
         settings.label_studio_token.get_secret_value(),
@@ -69,29 +96,12 @@ def build_parts(
         max_bytes=settings.max_image_bytes,
         timeout_s=settings.image_timeout_s,
     )
-    images = ImageSource(settings.display_root, downloads, max_bytes=settings.max_image_bytes)
-    service = Service(projects, slot, images, metrics, map_cache_bytes=settings.map_cache_bytes)
-
-    def name_of(ls_project_id: int) -> str | None:
-        try:
-            return projects.find(ls_project_id).name
-        except UnknownProjectError:
-            return None
-
-    waker = SyncWaker(
-        settings.prefect_api_url,
-        name_of,
-        metrics,
-        to_prefect,
-        debounce_s=settings.debounce_s,
-        limit_s=settings.debounce_limit_s,
+    return ImageSource(
+        settings.display_root, downloads, max_bytes=settings.max_image_bytes, max_pixels=settings.max_image_pixels
     )
-    return Parts(settings, metrics, projects, slot, service, waker)
 
 
-def create_app(
-    settings: Settings, *, registry: OpenRegistry | None = None, index: ProjectIndex | None = None
-) -> FastAPI:
+def create_app(settings: Settings, *, registry: OpenRegistry | None = None, index: ImageIndex | None = None) -> FastAPI:
     """The application; its threads run from startup to shutdown.
 
     Args:
@@ -111,12 +121,13 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        parts.slot.start()
-        parts.waker.start()
+        threads = (parts.slot, parts.sams, parts.waker, parts.ahead)
+        for thread in threads:
+            thread.start()
         yield
         parts.service.stop()
-        parts.waker.stop()
-        parts.slot.stop()
+        for thread in reversed(threads):
+            thread.stop()
         for pool in (parts.lookups, parts.people, parts.batches):
             pool.shutdown(wait=False, cancel_futures=True)
         for client in clients:

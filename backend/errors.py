@@ -5,6 +5,9 @@ to the annotator as its own failure; so everything that cannot be served properl
 """
 
 import logging
+import math
+from collections.abc import Iterable
+from urllib.parse import quote, quote_plus
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -33,12 +36,29 @@ class UnauthorizedError(LoopError):
     """No credentials, or wrong ones, where the backend asks for them."""
 
 
-class NoModelError(StateError):
+class LaterError(StateError):
+    """The same request may be answered later.
+
+    Args:
+        text: what was given, what was expected, what to do.
+        retry_after_s: when to ask again, >= 0; the reply says it in whole seconds, at least one.
+    """
+
+    def __init__(self, text: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(text)
+        self.retry_after_s = retry_after_s
+
+
+class NoModelError(LaterError):
     """The project has no champion yet, or it is still being loaded."""
 
 
-class BusyError(StateError):
-    """The time for this request was over before its turn came."""
+class BusyError(LaterError):
+    """There is no room for this request now, or its time was over before its turn came."""
+
+
+class TooManyClicksError(LaterError):
+    """One person clicks faster than the backend is set to answer."""
 
 
 STATUS: tuple[tuple[type[LoopError], int], ...] = (
@@ -47,8 +67,8 @@ STATUS: tuple[tuple[type[LoopError], int], ...] = (
     (TooLargeError, 413),
     (ImageError, 422),
     (InputError, 400),
-    (NoModelError, 503),
-    (BusyError, 503),
+    (TooManyClicksError, 429),
+    (LaterError, 503),
     (StateError, 409),
     (ServiceError, 502),
     (NonFiniteError, 500),
@@ -67,39 +87,70 @@ def refusal(status: int, kind: str, detail: str, headers: dict[str, str] | None 
     return Response(body, status_code=status, media_type="application/json", headers=headers)
 
 
-def redact(text: str, secrets: tuple[str, ...]) -> str:
-    """`text` with every secret replaced by ***."""
-    for secret in secrets:
-        text = text.replace(secret, "***")
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """`text` with every secret replaced by ***, also where it is quoted for an address."""
+    forms = {form for secret in secrets for form in (secret, quote(secret), quote(secret, safe=""), quote_plus(secret))}
+    for form in sorted(forms, key=len, reverse=True):
+        text = text.replace(form, "***")
     return text
+
+
+class Redacting(logging.Formatter):
+    """What another formatter writes, tracebacks too, without secrets."""
+
+    def __init__(self, inner: logging.Formatter, secrets: Iterable[str]) -> None:
+        super().__init__()
+        self._inner = inner
+        self._secrets = tuple(secrets)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's line, or lines."""
+        return redact(self._inner.format(record), self._secrets)
+
+
+def redact_logs(secrets: Iterable[str]) -> None:
+    """From now on the handlers that the root logger has write no secret."""
+    held = tuple(secrets)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(Redacting(handler.formatter or logging.Formatter(), held))
+
+
+def answer_to(error: Exception, secrets: Iterable[str]) -> Response:
+    """What a caller is told of an error: a LoopError in its own words without secrets, of anything else only a 500."""
+    if not isinstance(error, LoopError):
+        return refusal(500, "InternalError", "the backend failed; its log says why")
+    status, headers = status_of(error), {}
+    if isinstance(error, LaterError):
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+    if status == 401:
+        headers["WWW-Authenticate"] = 'Basic realm="celloop"'
+    return refusal(status, type(error).__name__, redact(str(error), secrets), headers)
 
 
 def install_handlers(app: FastAPI, secrets: tuple[str, ...]) -> None:
     """Maps LoopError and the framework's own refusals to JSON; anything else is logged and answered as a plain 500."""
 
     async def on_loop_error(request: Request, error: Exception) -> Response:
-        status = status_of(error) if isinstance(error, LoopError) else 500
-        detail = redact(str(error), secrets)
+        reply = answer_to(error, secrets)
         app.state.metrics.failed(type(error).__name__)
         logger.log(
-            logging.ERROR if status >= 500 and not isinstance(error, StateError) else logging.INFO,
+            logging.ERROR if reply.status_code >= 500 and not isinstance(error, StateError) else logging.INFO,
             "%s %s refused with %d: %s",
             request.method,
-            request.url.path,
-            status,
-            detail,
+            redact(request.url.path, secrets),
+            reply.status_code,
+            redact(str(error), secrets),
         )
-        headers = {"WWW-Authenticate": 'Basic realm="celloop"'} if status == 401 else None
-        return refusal(status, type(error).__name__, detail, headers)
+        return reply
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        return refusal(status, "HTTPError", f"{request.method} {request.url.path} is not served here")
+        return refusal(status, "HTTPError", f"{request.method} {redact(request.url.path, secrets)} is not served here")
 
     async def on_anything_else(request: Request, error: Exception) -> Response:
         app.state.metrics.failed(type(error).__name__)
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return refusal(500, "InternalError", "the backend failed; its log says why")
+        logger.error("%s %s failed", request.method, redact(request.url.path, secrets), exc_info=error)
+        return answer_to(error, secrets)
 
     app.add_exception_handler(LoopError, on_loop_error)
     app.add_exception_handler(HTTPException, on_http_error)

@@ -45,9 +45,20 @@ class Metrics:
             ["project", "outcome"],
             registry=of,
         )
+        self.answers = Counter(
+            "celloop_click_answers", "Clicks by who answered: sam, champion", ["project", "by"], registry=of
+        )
         self.maps = Counter("celloop_click_maps", "Probability maps for clicks: hit, miss", ["result"], registry=of)
         self.map_bytes = Gauge("celloop_click_map_bytes", "Size of the cached probability maps", registry=of)
+        self.embeddings = Counter(
+            "celloop_click_embeddings", "Encoded images for clicks: hit, disk, miss", ["result"], registry=of
+        )
+        self.embedding_bytes = Gauge("celloop_click_embedding_bytes", "Size of those in memory", registry=of)
+        self.prepared = Counter(
+            "celloop_prepared_images", "Images looked at before somebody clicked", ["project", "by"], registry=of
+        )
         self.model = Gauge("celloop_model_info", "1 for the model held now", ["project", "model"], registry=of)
+        self.sam = Gauge("celloop_sam_info", "1 for each SAM that is held", ["sam"], registry=of)
         self.swaps = Counter("celloop_model_swaps", "Models taken into service", ["project"], registry=of)
         self.failures = Counter("celloop_failures", "Things that failed, by kind of error", ["kind"], registry=of)
         self.webhooks = Counter("celloop_webhook_events", "Events from Label Studio", ["action"], registry=of)

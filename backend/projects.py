@@ -1,6 +1,7 @@
 """Which project a request means: the index is asked each time, its last answer is kept for when it is slow or away."""
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -8,6 +9,8 @@ from backend.errors import UnknownProjectError
 from loop.adapters.index import ProjectRow
 
 logger = logging.getLogger(__name__)
+
+RECENT_S = 1.0
 
 
 class ProjectIndex(Protocol):
@@ -26,6 +29,20 @@ class Projects:
     def __init__(self, index: ProjectIndex) -> None:
         self._index = index
         self._last: dict[int, ProjectRow] = {}
+        self._found: dict[int, float] = {}
+
+    def recent(self, ls_project_id: int) -> ProjectRow:
+        """The project as it was at most a second ago; `find` where nobody has asked since.
+
+        Label Studio calls /setup, which always asks, before each batch: so both name the same version.
+
+        Raises:
+            UnknownProjectError: the index has no such project.
+        """
+        last = self._last.get(ls_project_id)
+        if last is not None and time.monotonic() - self._found.get(ls_project_id, -RECENT_S) < RECENT_S:
+            return last
+        return self.find(ls_project_id)
 
     def find(self, ls_project_id: int) -> ProjectRow:
         """The project as the index has it now, or as it had it last where the index fails.
@@ -49,7 +66,15 @@ class Projects:
                 "made by `celloop init`, or look at CELLOOP_INDEX_URL"
             )
         self._last[ls_project_id] = row
+        self._found[ls_project_id] = time.monotonic()
         return row
+
+    def name_of(self, ls_project_id: int) -> str | None:
+        """The project's name, or None where the index has no such project."""
+        try:
+            return self.find(ls_project_id).name
+        except UnknownProjectError:
+            return None
 
     def last(self, ls_project_id: int) -> ProjectRow | None:
         """The last answer of the index for this project, without asking."""

@@ -1,38 +1,30 @@
 """The six routes that Label Studio and an operator call. Each answers from memory or hands the work to a thread."""
 
-import asyncio
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.requests import ClientDisconnect
 
+from backend.ahead import Ahead
 from backend.auth import require_user, require_webhook_secret
-from backend.errors import BadRequestError, BusyError, TooLargeError
+from backend.errors import BadRequestError, BusyError
+from backend.limits import Bodies, ClickRate, Lane, check_predict, clicker
 from backend.metrics import Metrics
 from backend.model_slot import ModelSlot
 from backend.projects import Projects, version_string
+from backend.sam_slot import SamSlot
 from backend.schemas import PredictRequest, SetupRequest, WebhookEvent, label_studio_id, parse
 from backend.service import Service
 from backend.settings import Settings
 from backend.wake import SyncWaker
 from loop.adapters.index import ProjectRow
 
-Result = TypeVar("Result")
 
-
-def _pool(name: str, threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix=f"celloop-{name}")
-
-
-@dataclass(frozen=True)
+@dataclass
 class Parts:
-    """What the routes work with. Three pools, so that neither clicks nor /setup queue behind batches."""
+    """What the routes work with. Three lanes, so that neither clicks nor /setup queue behind batches."""
 
     settings: Settings
     metrics: Metrics
@@ -40,56 +32,65 @@ class Parts:
     slot: ModelSlot
     service: Service
     waker: SyncWaker
-    lookups: ThreadPoolExecutor = field(default_factory=lambda: _pool("lookups", 4))
-    people: ThreadPoolExecutor = field(default_factory=lambda: _pool("people", 8))
-    batches: ThreadPoolExecutor = field(default_factory=lambda: _pool("batches", 2))
+    sams: SamSlot
+    ahead: Ahead
+    lookups: Lane = field(init=False)
+    people: Lane = field(init=False)
+    batches: Lane = field(init=False)
+    bodies: Bodies = field(init=False)
+    rate: ClickRate = field(init=False)
 
-
-async def read_body(request: Request, limit: int) -> bytes:
-    """The body, read no further than `limit` bytes.
-
-    Raises:
-        TooLargeError: it is larger, by its header or in fact.
-        BadRequestError: the caller hung up.
-    """
-    text = f"the body is over {limit} bytes; send fewer tasks at once"
-    if int(request.headers.get("content-length", 0)) > limit:
-        raise TooLargeError(text)
-    body = bytearray()
-    try:
-        async for piece in request.stream():
-            body += piece
-            if len(body) > limit:
-                raise TooLargeError(text)
-    except ClientDisconnect as error:
-        raise BadRequestError("the caller hung up before the end of the body") from error
-    return bytes(body)
-
-
-async def _work(pool: Executor, call: Callable[[], Result]) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(pool, call)
+    def __post_init__(self) -> None:
+        limits = self.settings
+        self.lookups = Lane("lookups", 4, 32)
+        self.people = Lane("people", 8, limits.waiting_people)
+        self.batches = Lane("batches", 2, limits.waiting_batches)
+        self.bodies = Bodies(limits.max_body_bytes, within_s=limits.body_s, at_once=limits.max_bodies)
+        self.rate = ClickRate(limits.clicks_per_s, limits.click_burst)
 
 
 def _json(body: object) -> Response:
     return Response(orjson.dumps(body), media_type="application/json")
 
 
-async def _project(parts: Parts, ls_project_id: int) -> ProjectRow:
+async def project_of(parts: Parts, ls_project_id: int) -> ProjectRow:
     """The project from the index, or as it was last where the index takes longer than Label Studio waits."""
+    limit_s = parts.settings.lookup_s
     try:
-        return await asyncio.wait_for(
-            _work(parts.lookups, lambda: parts.projects.find(ls_project_id)), parts.settings.lookup_s
-        )
-    except TimeoutError as error:
+        return await parts.lookups.run(lambda: parts.projects.find(ls_project_id), start_s=limit_s, end_s=limit_s)
+    except BusyError as error:
         last = parts.projects.last(ls_project_id)
         if last is None:
-            raise BusyError(f"the index gave no answer within {parts.settings.lookup_s:g} s; try again") from error
+            raise BusyError(f"the index gave no answer within {limit_s:g} s; try again") from error
         return last
 
 
-def _held(parts: Parts, project: str) -> str | None:
+def held(parts: Parts, project: str) -> str | None:
+    """The label of the champion in service, None for none."""
     champion = parts.slot.get(project)
     return champion.label if champion else None
+
+
+async def answer(parts: Parts, wanted: PredictRequest, begin: float) -> bytes:
+    """The reply to /predict, from the lane that the request belongs to; `begin` is when it came (time.monotonic()).
+
+    Raises:
+        TooLargeError, TooManyClicksError, BusyError: more than the settings allow.
+        LoopError: as the service says.
+    """
+    limits = parts.settings
+    check_predict(wanted, limits)
+    if wanted.params.context is not None:
+        task = wanted.tasks[0]
+        parts.rate.take(clicker(wanted.project, task.id, task.drafts))
+        return await parts.people.run(lambda: parts.service.click(wanted), start_s=limits.start_s, end_s=limits.click_s)
+    deadline = begin + limits.predict_s
+    alone = len(wanted.tasks) == 1
+    return await (parts.people if alone else parts.batches).run(
+        lambda: parts.service.predict(wanted, deadline=deadline),
+        start_s=limits.start_s if alone else limits.predict_s,
+        end_s=limits.reply_s,
+    )
 
 
 def _add_open_routes(router: APIRouter) -> None:
@@ -100,26 +101,19 @@ def _add_open_routes(router: APIRouter) -> None:
 
 
 def _add_label_studio_routes(router: APIRouter, parts: Parts) -> None:
-    limit = parts.settings.max_body_bytes
-
     @router.post("/setup")
     async def setup(request: Request) -> Response:
         """The version that the project's predictions have; loads nothing."""
-        wanted = parse(SetupRequest, await read_body(request, limit))
-        row = await _project(parts, wanted.project)
-        return _json({"model_version": version_string(row, _held(parts, row.name))})
+        wanted = parse(SetupRequest, await parts.bodies.read(request))
+        row = await project_of(parts, wanted.project)
+        return _json({"model_version": version_string(row, held(parts, row.name))})
 
     @router.post("/predict")
     async def predict(request: Request) -> Response:
         """Predictions of tasks, or with a context the cell under a click."""
-        deadline = time.monotonic() + parts.settings.predict_s
-        wanted = parse(PredictRequest, await read_body(request, limit))
-        if wanted.params.context is not None:
-            body = await _work(parts.people, lambda: parts.service.click(wanted))
-        else:
-            pool = parts.people if len(wanted.tasks) == 1 else parts.batches
-            body = await _work(pool, lambda: parts.service.predict(wanted, deadline=deadline))
-        return Response(body, media_type="application/json")
+        begin = time.monotonic()
+        wanted = parse(PredictRequest, await parts.bodies.read(request))
+        return Response(await answer(parts, wanted, begin), media_type="application/json")
 
     @router.get("/versions")
     async def versions(project: str = "") -> Response:
@@ -129,17 +123,18 @@ def _add_label_studio_routes(router: APIRouter, parts: Parts) -> None:
                 wanted = label_studio_id(project)
             except ValueError as error:
                 raise BadRequestError(f"project={project[:40]!r}: {error}") from error
-            rows = [await _project(parts, wanted)]
+            rows = [await project_of(parts, wanted)]
         else:
-            rows = list(await _work(parts.lookups, parts.projects.all))
-        return _json({"versions": [version_string(row, _held(parts, row.name)) for row in rows]})
+            limit_s = parts.settings.lookup_s
+            rows = list(await parts.lookups.run(parts.projects.all, start_s=limit_s, end_s=limit_s))
+        return _json({"versions": [version_string(row, held(parts, row.name)) for row in rows]})
 
 
 def _add_webhook(router: APIRouter, parts: Parts) -> None:
     @router.post("/webhook")
     async def webhook(request: Request) -> Response:
         """Notes an event of Label Studio and wakes a sync; the work is done elsewhere, later."""
-        event = parse(WebhookEvent, await read_body(request, parts.settings.max_body_bytes))
+        event = parse(WebhookEvent, await parts.bodies.read(request))
         parts.metrics.event(event.action)
         waking = event.project is not None and parts.waker.event(event.project.id, event.action)
         return _json({"status": "sync" if waking else "noted"})

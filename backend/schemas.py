@@ -54,15 +54,36 @@ class SetupRequest(_OfProject):
 
 
 class Task(_Wire):
-    """One task of a /predict request; annotations, drafts and predictions that come with it are not read."""
+    """One task of a /predict request. With a click comes what is drawn already; what is malformed there is dropped.
+
+    Attributes:
+        id: its number in Label Studio.
+        data: what it holds.
+        annotations: all of the task.
+        drafts: those of the person who clicks.
+        predictions: all of the task.
+    """
 
     id: int | None = None
     data: dict[str, Any]
+    annotations: list[dict[str, Any]] = Field(default_factory=list)
+    drafts: list[dict[str, Any]] = Field(default_factory=list)
+    predictions: list[dict[str, Any]] = Field(default_factory=list)
+
+    @field_validator("annotations", "drafts", "predictions", mode="before")
+    @classmethod
+    def _objects_only(cls, value: object) -> object:
+        return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
     @property
     def name(self) -> str:
         """How logs and errors call the task."""
         return f"task {self.id}" if self.id is not None else "the task"
+
+    @property
+    def on_screen(self) -> dict[str, Any]:
+        """What the person sees drawn, as it came."""
+        return {"annotations": self.annotations, "drafts": self.drafts, "predictions": self.predictions}
 
 
 class Params(_Wire):

@@ -1,8 +1,10 @@
-"""Where the backend finds everything and what it refuses: addresses and secrets from the environment, limits fixed."""
+"""Where the backend finds everything and what it refuses: addresses, secrets and two limits from the environment."""
 
+import base64
 import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
@@ -23,6 +25,8 @@ ENVIRONMENT = {
     "CELLOOP_BACKEND_USER": "user",
     "CELLOOP_BACKEND_PASSWORD": "password",
     "CELLOOP_WEBHOOK_SECRET": "webhook_secret",
+    "CELLOOP_BACKEND_MAX_IMAGE_PIXELS": "max_image_pixels",
+    "CELLOOP_BACKEND_CLICKS_PER_S": "clicks_per_s",
 }
 
 
@@ -61,7 +65,20 @@ class Settings(BaseModel):
     predict_s: float = Field(default=75.0, gt=0, description="a batch stops here; Label Studio waits 100 s")
     image_timeout_s: float = Field(default=20.0, gt=0, description="download of one image, in all")
     max_body_bytes: int = Field(default=32 * MIB, ge=1)
+    body_s: float = Field(default=20.0, gt=0, description="a body must be here after this")
+    max_bodies: int = Field(default=32, ge=1, description="bodies that are being received at once")
+    max_tasks: int = Field(default=10_000, ge=1, description="in one batch")
+    max_prompts: int = Field(default=500, ge=1, description="points and boxes of one click")
+    max_label_config: int = Field(default=256 * 1024, ge=1, description="characters of XML")
     max_image_bytes: int = Field(default=256 * MIB, ge=1)
+    max_image_pixels: int = Field(default=2**26, ge=1, description="H x W x planes by the header, before decoding")
+    clicks_per_s: float = Field(default=10.0, gt=0, description="of one person, in the long run")
+    click_burst: int = Field(default=30, ge=1, description="so many may come at once")
+    waiting_people: int = Field(default=32, ge=0, description="clicks and opened tasks that wait for a thread")
+    waiting_batches: int = Field(default=16, ge=0, description="batches that wait for a thread")
+    start_s: float = Field(default=5.0, gt=0, description="a click or opened task waits this long for a thread")
+    click_s: float = Field(default=60.0, gt=0, description="a click is answered by then, or refused")
+    reply_s: float = Field(default=95.0, gt=0, description="so is every other prediction; Label Studio waits 100 s")
     map_cache_bytes: int = Field(default=256 * MIB, ge=0, description="probability maps kept for clicks")
     embedding_cache_bytes: int = Field(default=256 * MIB, ge=0, description="encoded images kept for clicks")
 
@@ -80,6 +97,8 @@ class Settings(BaseModel):
                 "only one of CELLOOP_BACKEND_USER and CELLOOP_BACKEND_PASSWORD is set; "
                 "set both to ask for a password, or none"
             )
+        if ":" in given.get("user", ""):
+            raise ConfigError("CELLOOP_BACKEND_USER holds a colon, which basic auth cannot carry; choose another name")
         try:
             return cls.model_validate(given)
         except ValidationError as error:
@@ -87,6 +106,22 @@ class Settings(BaseModel):
             raise ConfigError(f"the backend cannot start: {faults}; set it in the environment") from error
 
     def secrets(self) -> tuple[str, ...]:
-        """Every secret that is set, so that error texts can be cleared of them."""
-        held = (self.label_studio_token, self.password, self.webhook_secret)
-        return tuple(secret.get_secret_value() for secret in held if secret.get_secret_value())
+        """Every secret that is set, so that error texts and logs can be cleared of them.
+
+        These are the tokens and passwords, the password as a browser sends it, and passwords within addresses.
+        """
+        held = [secret.get_secret_value() for secret in (self.label_studio_token, self.password, self.webhook_secret)]
+        if self.user:
+            held.append(base64.b64encode(f"{self.user}:{self.password.get_secret_value()}".encode()).decode())
+        for url in (self.index_url, self.mlflow_url, self.label_studio_url, self.prefect_api_url):
+            password = _password(url)
+            held += [password, unquote(password)]
+        return tuple(dict.fromkeys(secret for secret in held if secret))
+
+
+def _password(url: str) -> str:
+    """The password in an address, as it is written there; "" for none."""
+    try:
+        return urlsplit(url).password or ""
+    except ValueError:
+        return ""

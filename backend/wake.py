@@ -24,6 +24,7 @@ WAKING = frozenset({*WEBHOOK_ACTIONS, "START_TRAINING"})
 TIMEOUT_S = 10.0
 RETRY_S = (0.5, 2.0, 8.0)
 BUSY = frozenset({429, 502, 503, 504})
+MAX_PENDING = 1000
 
 
 @dataclass
@@ -90,6 +91,8 @@ class SyncWaker:
         now = time.monotonic()
         with self._changed:
             pending = self._pending.get(ls_project_id)
+            if pending is None and len(self._pending) >= MAX_PENDING:
+                return False
             if pending is None:
                 key = f"celloop-webhook-{ls_project_id}-{time.time_ns()}"
                 pending = self._pending[ls_project_id] = _Pending(now, now, key)

@@ -331,6 +331,7 @@ def backend(tmp_path, monkeypatch, eventually):
     """backend(kind of net or None, **settings): a context manager with a running Backend."""
     for name, net in NETS.items():
         monkeypatch.setitem(SEGMENTERS, name, net)
+    monkeypatch.setenv("CELLOOP_HOME", str(tmp_path / "home"))
 
     @contextmanager
     def start(kind=None, **given):

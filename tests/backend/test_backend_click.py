@@ -119,3 +119,51 @@ def test_a_click_does_not_wait_behind_a_batch(backend):
         b.parts.service.stop()
         for thread in batches:
             thread.join()
+
+
+def _drawn(label, points):
+    """A polygon as Label Studio keeps it; points in px of 512."""
+    value = {"points": [[100 * x / 512, 100 * y / 512] for x, y in points], "closed": True, "polygonlabels": [label]}
+    return {
+        **{"id": "abc", "type": "polygonlabels", "from_name": "poly", "to_name": "image", "origin": "manual"},
+        **{"original_width": 512, "original_height": 512, "image_rotation": 0, "value": value},
+    }
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_pixels_of_other_cells_on_screen_are_left_out(backend, tmp_path, apart):
+    (tmp_path / "cells.yaml").write_text(f"click: {{apart: {str(apart).lower()}}}")
+    right_third = _drawn("Cell", [(366, 20), (500, 20), (500, 300), (366, 300)])
+    with backend("bright", configs_dir=tmp_path) as b:
+        task = b.task("two.png", 1) | {
+            "annotations": [],
+            "predictions": [{"result": [right_third], "model_version": ""}],
+        }
+        body = b.body([task], params={"context": {"result": [b.keypoints[0]]}})
+        (region,) = b.post("/predict", body).json()["results"][0]["result"]
+        xs = np.array(region["value"]["points"])[:, 0] * 512 / 100
+        assert xs.min() == pytest.approx(338, abs=2)
+        assert xs.max() == pytest.approx(366 if apart else 378, abs=2)
+        task["drafts"] = [{"result": [], "id": 7}]  # the person has deleted everything
+        (region,) = b.post("/predict", body).json()["results"][0]["result"]
+        assert np.array(region["value"]["points"])[:, 0].max() * 512 / 100 == pytest.approx(378, abs=2)
+
+
+def test_what_comes_with_a_task_may_be_of_any_kind(backend):
+    with backend("bright") as b:
+        for odd in (None, 5, "x", {}, [None, 3, "x", {"result": 7}, {"result": [1, {}]}]):
+            task = b.task("two.png", 1) | {"annotations": odd, "drafts": odd, "predictions": odd}
+            reply = b.post("/predict", b.body([task], params={"context": {"result": [b.keypoints[0]]}}))
+            assert len(reply.json()["results"][0]["result"]) == 1
+            assert b.post("/predict", b.body([task])).status_code == 200
+
+
+def test_a_label_that_masks_cannot_have_becomes_the_first(backend):
+    config = """<View><Image name="image" value="$image"/>
+        <PolygonLabels name="poly" toName="image"><Label value="Cell"/><Label value="Done area"/></PolygonLabels>
+        <KeyPointLabels name="kp" toName="image" smart="true"><Label value="Done area"/></KeyPointLabels></View>"""
+    with backend("bright") as b:
+        chosen = {"labels": ["Done area"], "keypointlabels": ["Done area"]}
+        prompt = b.keypoints[0] | {"value": b.keypoints[0]["value"] | chosen}
+        (region,) = b.click("two.png", prompt, label_config=config).json()["results"][0]["result"]
+        assert region["value"]["polygonlabels"] == ["Cell"]

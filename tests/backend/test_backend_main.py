@@ -1,5 +1,6 @@
 """The backend as a process: starts by its environment, answers, ends on SIGTERM."""
 
+import logging
 import os
 import signal
 import socket
@@ -53,15 +54,48 @@ def test_a_process_answers_and_ends_on_sigterm_with_mlflow_away(tmp_path):
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize(("host", "warned"), [("0.0.0.0", True), ("127.0.0.1", False)])
-def test_a_public_address_without_a_password_is_warned_of(tmp_path, monkeypatch, caplog, host, warned):
-    for name, value in _environment(tmp_path).items():
+PASSWORD = {"CELLOOP_BACKEND_USER": "celloop", "CELLOOP_BACKEND_PASSWORD": "pass-1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "code"),
+    [
+        (["--host", "0.0.0.0"], {}, 2),
+        (["--host", "::"], {}, 2),
+        (["--host", ""], {}, 2),
+        (["--host", "192.168.1.5"], {}, 2),
+        (["--host", "0.0.0.0"], PASSWORD, 0),
+        (["--host", "0.0.0.0", "--no-password"], {}, 0),
+        (["--host", "127.0.0.1"], {}, 0),
+        (["--host", "localhost"], {}, 0),
+        (["--host", "::1"], {}, 0),
+        ([], {}, 0),
+    ],
+)
+def test_an_address_that_others_reach_needs_a_password(tmp_path, monkeypatch, caplog, arguments, environment, code):
+    for name, value in _environment(tmp_path, **environment).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [caplog.handler])
+    monkeypatch.setattr(caplog.handler, "formatter", caplog.handler.formatter)
     started = []
     monkeypatch.setattr("uvicorn.run", lambda app, **given: started.append(given))
-    assert main(["--host", host, "--port", "1"]) == 0
-    assert (started[0]["host"], started[0]["port"]) == (host, 1)
-    assert ("asks for no password" in caplog.text) is warned
+    assert main([*arguments, "--port", "1"]) == code
+    assert len(started) == (code == 0)
+    assert ("set CELLOOP_BACKEND_USER and CELLOOP_BACKEND_PASSWORD" in caplog.text) is (code == 2)
+
+
+def test_a_process_without_a_password_does_not_listen_to_others(tmp_path):
+    ended = subprocess.run(
+        [sys.executable, "-m", "backend", "--host", "0.0.0.0", "--port", "0"],
+        env=_environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert "CELLOOP_BACKEND_PASSWORD" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("missing", ["CELLOOP_INDEX_URL", "CELLOOP_MODELS_DIR", "MLFLOW_TRACKING_URI"])

@@ -96,3 +96,56 @@ def test_replies_are_the_bytes_of_orjson(backend):
         reply = b.predict("two.png")
         assert reply.headers["content-type"] == "application/json"
         assert reply.content == orjson.dumps(orjson.loads(reply.content))
+
+
+def test_a_task_that_is_opened_again_is_not_predicted_again(backend, eventually):
+    with backend("slow") as b:
+        first = b.predict("two.png").content
+        calls = len(b.slow_calls)
+        assert b.predict("two.png").content == first
+        assert b.predict_tasks([b.task("two.png", 1)] * 2).json()["results"] == orjson.loads(first)["results"] * 2
+        assert len(b.slow_calls) == calls
+        b.predict("empty.png")
+        assert len(b.slow_calls) > calls
+
+
+def test_what_a_prediction_depends_on_makes_another_one(backend, eventually, tmp_path):
+    (tmp_path / "cells.yaml").write_text("")
+    with backend("bright", configs_dir=tmp_path) as b:
+        first = b.predict("two.png").json()["results"][0]
+        points = [region["value"]["points"] for region in first["result"]]
+        (tmp_path / "cells.yaml").write_text("publish: {tolerance_px: 4}")
+        coarse = [region["value"]["points"] for region in b.predict("two.png").json()["results"][0]["result"]]
+        assert sum(map(len, coarse)) < sum(map(len, points))
+        brush = b.config.replace("<PolygonLabels", "<View").replace("</PolygonLabels", "</View")
+        brush = brush.replace('<View name="poly" toName="image"><Label value="Cell"/><Label value="Dead"/></View>', "")
+        assert {r["type"] for r in b.predict("two.png", label_config=brush).json()["results"][0]["result"]} == {
+            "brushlabels"
+        }
+        b.index.set_published("cells", "celloop-cells-v1-r1", "celloop-cells-v1")
+        b.setup()
+        assert b.predict("two.png").json()["results"][0]["model_version"] == "celloop-cells-v1-r1"
+        (b.display / "two.png").write_bytes((b.display / "empty.png").read_bytes())
+        assert b.predict("two.png").json()["results"][0]["result"] == []
+        b.registry.promote("dark")
+        eventually(lambda: b.parts.slot.get("cells").label == "celloop-cells-v2")
+        assert len(b.predict("two.png").json()["results"][0]["result"]) == 1
+
+
+def test_the_index_is_asked_once_a_second_and_always_in_setup(backend):
+    with backend("bright") as b:
+        asked = []
+        projects = b.index.projects
+
+        class Counting:
+            def projects(self):
+                asked.append(None)
+                return projects()
+
+        b.parts.projects._index = Counting()
+        for _ in range(5):
+            b.predict("two.png")
+        assert len(asked) == 1
+        b.setup()
+        b.setup()
+        assert len(asked) == 3

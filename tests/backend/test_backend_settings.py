@@ -44,7 +44,8 @@ def test_secrets_are_not_shown():
             "CELLOOP_WEBHOOK_SECRET": "hook-1",
         }
     )
-    assert set(settings.secrets()) == {"tok-1", "pass-1", "hook-1"}
+    as_a_browser_sends_it = "dTpwYXNzLTE="
+    assert set(settings.secrets()) == {"tok-1", "pass-1", "hook-1", as_a_browser_sends_it}
     assert not any(secret in repr(settings) for secret in settings.secrets())
 
 
@@ -54,3 +55,23 @@ def test_secrets_are_not_shown():
 )
 def test_loopback(host, expected):
     assert is_loopback(host) is expected
+
+
+def test_passwords_in_addresses_are_secrets():
+    addresses = {
+        "CELLOOP_INDEX_URL": "postgresql+psycopg://celloop:p%40ss@db:5432/celloop",
+        "MLFLOW_TRACKING_URI": "http://me:flow-1@mlflow:5000",
+        "PREFECT_API_URL": "http://[broken",
+    }
+    assert Settings.from_environment(NEEDED | addresses).secrets() == ("p%40ss", "p@ss", "flow-1")
+
+
+def test_a_user_with_a_colon_is_refused():
+    with pytest.raises(ConfigError, match="colon"):
+        Settings.from_environment(NEEDED | {"CELLOOP_BACKEND_USER": "a:b", "CELLOOP_BACKEND_PASSWORD": "x"})
+
+
+def test_limits_can_be_set_and_a_wrong_one_is_named():
+    assert Settings.from_environment(NEEDED | {"CELLOOP_BACKEND_MAX_IMAGE_PIXELS": "1000"}).max_image_pixels == 1000
+    with pytest.raises(ConfigError, match="CELLOOP_BACKEND_CLICKS_PER_S"):
+        Settings.from_environment(NEEDED | {"CELLOOP_BACKEND_CLICKS_PER_S": "fast"})
