@@ -28,8 +28,9 @@ from flows.local.site import UpOptions
 from flows.local.workspace import Workspace
 from flows.start import start_project
 from loop.config import LoopConfig
+from loop.data.display import write_display
 from loop.data.folder import open_folder
-from loop.data.store import write_display, write_png
+from loop.data.store import write_png
 from loop.data.synthetic import draw_cells
 
 SIDE, DRAWN = 256, 16

@@ -5,18 +5,22 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
+from flows.absent import named
 from flows.context import LoopContext, image_ref
 from flows.folders import coco_document, write_label_image, write_label_layers
 from flows.freeze import newest_annotations, parse_annotation, split_nuclei
 from flows.sync import sync
+from loop.adapters.index import ImageRow
+from loop.data.preprocess import Window
 from loop.data.store import write_png
-from loop.errors import InputError, LabelError
+from loop.errors import InputError, LabelError, OverlapError
 from loop.labelstudio.results import ParsedAnnotation
+from loop.models.stitch import merge_windows
 from loop.types import BoolArray, ImageRef, Instances
 
 logger = logging.getLogger(__name__)
@@ -34,8 +38,30 @@ class ExportReport:
     left_out: tuple[str, ...]
 
 
+class _Labelled(NamedTuple):
+    """An image with what was drawn on it, and where it is labelled: (H, W) bool, None = as a whole."""
+
+    ref: ImageRef
+    drawn: Instances
+    done: BoolArray | None
+
+
+class _Piece(NamedTuple):
+    """A labelled tile: what it shows of its image, and what was drawn on it."""
+
+    row: ImageRow
+    parsed: ParsedAnnotation
+
+    @property
+    def window(self) -> Window:
+        top, left = self.row.top, self.row.left
+        return Window(top, left, top + self.row.height, left + self.row.width)
+
+
 def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportReport:
-    """Writes the newest annotation of every labelled image (after a sync) below `out`, whatever rounds made of it.
+    """Writes the annotations of every labelled image (after a sync) below `out`, whatever rounds made of them.
+
+    Of several annotations of an image the one that counts for training is written (`labels.several`).
 
     `coco`: coco.json, RLE masks, overlaps kept. `labels`: labels/STEM.png, 16-bit, where the first of two overlapping
     cells keeps their pixels; nuclei that are labelled beside the cells go to nuclei/STEM.png. `layers`:
@@ -44,6 +70,12 @@ def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportRep
     in px with their holes and parts, as QuPath reads; they enclose exactly the pixels of the cells. Doubtful cells are
     cells. For an image that a person did only in part, done/STEM.png is 255 inside the done areas. An annotation that
     cannot be read is left out and named.
+
+    An image that was cut into tiles is written as one image again. A cell that lies in several tiles is one: as the
+    tile drew it in which it lies deepest, or, where none shows all of it, everything that they drew of it. Where people
+    disagree a cell counts that one tile shows whole; a piece at a tile's edge does not count where a neighbour shows
+    the whole place and has nothing there. Of an image with tiles that are not labelled yet done/STEM.png is 255 where
+    it is labelled, and the report names what is missing.
 
     Raises:
         InputError: a format is unknown.
@@ -56,41 +88,104 @@ def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportRep
     out.mkdir(parents=True, exist_ok=True)
     names = context.interface.labels
     if "coco" in formats:
-        pairs = [(ref, parsed.instances) for ref, parsed in found]
+        pairs = [(image.ref, image.drawn) for image in found]
         (out / "coco.json").write_text(json.dumps(coco_document(pairs, names)), encoding="utf-8")
-    for ref, parsed in found:
-        drawn = parsed.instances
-        if parsed.done is not None and not parsed.whole:
-            write_png(parsed.done.astype(np.uint8) * 255, out / "done" / f"{ref.image_id}.png")
-        cells, nuclei = split_nuclei(drawn, context.interface, context.config.publish.nucleus_label)
-        if "labels" in formats:
-            write_label_image(out / "labels", ref.image_id, cells)
-            if nuclei is not None:
-                write_label_image(out / "nuclei", ref.image_id, nuclei)
-        if "layers" in formats:
-            write_label_layers(out / "layers", ref.image_id, cells)
-        if "cellpose" in formats:
-            write_label_image(out / "cellpose", f"{ref.image_id}_masks", cells)
+    for image in found:
+        if image.done is not None:
+            write_png(image.done.astype(np.uint8) * 255, out / "done" / f"{image.ref.image_id}.png")
+        try:
+            _write_rasters(context, image, out, formats)
+        except OverlapError as error:
+            left_out.append(f"{image.ref.image_id}: {error}")
         if "geojson" in formats:
-            _write_geojson(out / "geojson", ref, drawn, names)
-    return ExportReport(len(found), sum(len(parsed.instances) for _, parsed in found), str(out), left_out)
+            _write_geojson(out / "geojson", image.ref, image.drawn, names)
+    for line in left_out:
+        logger.warning("export of %s: %s", context.project_name, line)
+    return ExportReport(len(found), sum(len(image.drawn) for image in found), str(out), tuple(left_out))
 
 
-def _labelled(context: LoopContext) -> tuple[list[tuple[ImageRef, ParsedAnnotation]], tuple[str, ...]]:
-    """Every labelled image with what was drawn on it, and a line about each whose annotation cannot be read."""
-    newest = newest_annotations(context.index.annotations(context.project_name))
-    interface = context.interface
-    found: list[tuple[ImageRef, ParsedAnnotation]] = []
+def _write_rasters(context: LoopContext, image: _Labelled, out: Path, formats: Sequence[str]) -> None:
+    """The formats that number the cells in pixels.
+
+    Raises:
+        OverlapError: there are more cells than 16 bits can number.
+    """
+    cells, nuclei = split_nuclei(image.drawn, context.interface, context.config.publish.nucleus_label)
+    if "labels" in formats:
+        write_label_image(out / "labels", image.ref.image_id, cells)
+        if nuclei is not None:
+            write_label_image(out / "nuclei", image.ref.image_id, nuclei)
+    if "layers" in formats:
+        write_label_layers(out / "layers", image.ref.image_id, cells)
+    if "cellpose" in formats:
+        write_label_image(out / "cellpose", f"{image.ref.image_id}_masks", cells)
+
+
+def _labelled(context: LoopContext) -> tuple[list[_Labelled], list[str]]:
+    """Every labelled image, tiles made into their image, by id; and a line about whatever is missing or unreadable."""
+    several = context.config.labels.several
+    newest = newest_annotations(context.index.annotations(context.project_name), several)
+    rows = {row.image_id: row for row in context.index.images(context.project_name)}
+    found: list[_Labelled] = []
+    pieces: dict[str, list[_Piece]] = {}
     left_out: list[str] = []
-    for row in context.index.images(context.project_name, state="labelled"):
-        if row.image_id not in newest:
+    for row in rows.values():
+        if row.state != "labelled" or row.image_id not in newest:
             continue
         try:
-            found.append((image_ref(row), parse_annotation(newest[row.image_id], row, interface)))
+            parsed = parse_annotation(newest[row.image_id], row, context.interface)
         except LabelError as error:
             left_out.append(f"{row.image_id}: {error}")
-            logger.warning("not exported from %s: %s: %s", context.project_name, row.image_id, error)
-    return found, tuple(left_out)
+            continue
+        if row.parent:
+            pieces.setdefault(row.parent, []).append(_Piece(row, parsed))
+        else:
+            found.append(_Labelled(image_ref(row), parsed.instances, None if parsed.whole else parsed.done))
+    whole = {image.ref.image_id for image in found}
+    for parent, parts in pieces.items():
+        if parent in whole:
+            left_out.append(f"{parent}: it is labelled as a whole, so its {len(parts)} labelled tiles are not written")
+            continue
+        found.append(_stitched(context, rows[parent], parts))
+        tiles = [row for row in rows.values() if row.parent == parent and row.state != "tiled"]
+        left_out += _missing(found[-1], tiles, parts)
+    return sorted(found, key=lambda image: image.ref.image_id), left_out
+
+
+def _stitched(context: LoopContext, parent: ImageRow, pieces: Sequence[_Piece]) -> _Labelled:
+    """One image of its labelled tiles; cells and nuclei are put together each for themselves."""
+    shape, nucleus_label = (parent.height, parent.width), context.config.publish.nucleus_label
+    done = np.zeros(shape, np.bool_)
+    kinds: tuple[list[tuple[Window, Instances]], ...] = ([], [])
+    for piece in pieces:
+        y0, x0, y1, x1 = window = piece.window
+        done[y0:y1, x0:x1] |= True if piece.parsed.done is None else piece.parsed.done
+        drawn = split_nuclei(piece.parsed.instances, context.interface, nucleus_label)
+        for kind, parts in zip(drawn, kinds, strict=True):
+            if kind is not None:
+                parts.append((window, kind))
+    merged = [merge_windows(shape, parts) for parts in kinds if parts]
+    cells = Instances.build(
+        shape,
+        np.concatenate([kind.boxes_xyxy for kind in merged]),
+        [mask for kind in merged for mask in kind.masks],
+        labels=np.concatenate([kind.labels for kind in merged]),
+        image_id=parent.image_id,
+    )
+    return _Labelled(image_ref(parent), cells, None if done.all() else done)
+
+
+def _missing(image: _Labelled, tiles: Sequence[ImageRow], pieces: Sequence[_Piece]) -> list[str]:
+    """A line where some of an image's tiles are not labelled and leave a part of it out."""
+    labelled = {piece.row.image_id for piece in pieces}
+    open_tiles = [row for row in tiles if row.image_id not in labelled]
+    if image.done is None or not open_tiles:
+        return []
+    name = image.ref.image_id
+    return [
+        f"{name}: {len(open_tiles)} of its {len(tiles)} tiles are not labelled ({named(open_tiles)}); what is written "
+        f"is the rest of it, and done/{name}.png says where that is"
+    ]
 
 
 def _write_geojson(directory: Path, ref: ImageRef, cells: Instances, names: Sequence[str]) -> None:

@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import quote
 
 from flows.context import LoopContext, config_path, open_context, save_project_config
 from flows.local.workspace import Workspace
+from flows.tasks import add_tasks, display_path, image_row
 from flows.telling import Tell
+from flows.tiling import cut_large, to_be_cut
 from loop.adapters.index import ImageRow, Index
 from loop.adapters.label_studio_api import LabelStudio
 from loop.config import LoopConfig, PublishConfig, load_config
+from loop.data.display import write_display
 from loop.data.folder import open_folder
-from loop.data.store import write_display
 from loop.errors import ConfigError, ImageError, InputError, RefusedError, StateError
 from loop.labelstudio.interface import Interface, label_config
 from loop.types import ImageRef
@@ -28,12 +29,17 @@ NAME = re.compile(r"[a-z0-9][a-z0-9-]{1,38}[a-z0-9]")
 
 @dataclass(frozen=True)
 class StartReport:
-    """A project that stands: its ids, how many images it shows, and what a person should know or mend."""
+    """A project that stands: its ids, how many images it shows, and what a person should know or mend.
+
+    Of the `images` some are `tiles`, which `cut` large images of the folder were cut into.
+    """
 
     name: str
     label_studio_project: int
     images: int
     problems: tuple[str, ...]
+    cut: int = 0
+    tiles: int = 0
 
 
 def start_project(
@@ -46,6 +52,8 @@ def start_project(
     tell: Tell | None = None,
 ) -> StartReport:
     """Makes a project of a folder, or adds what is new in the folder to it. Safe to repeat and to kill anywhere.
+
+    A new image of more than `tiles.max_px` is added as tiles, each a task of its own (flows/tiling.py).
 
     Args:
         workspace: where the services run.
@@ -72,16 +80,22 @@ def start_project(
         Interface.parse(label_config_xml)
     folder = open_folder(images, labels=False)
     context = _stand(workspace, images, name, config, label_config_xml)
-    index, interface = context.index, context.interface
+    index = context.index
     found, copies = _group_copies(folder.images, index.images(name))
-    shown, failed = _display(context, found, tell)
-    rows = _tasks(context, interface, shown, tell)
+    whole, large = to_be_cut(context, found)
+    shown, failed = _display(context, whole, tell)
+    rows = add_tasks(context, [image_row(context.project.id, image) for image in shown], tell)
     index.add_images(name, rows)
+    tiled = cut_large(context, large, tell)
+    failed += tiled.problems
+    if not rows and not tiled.tiles:
+        raise InputError(f"none of the {len(found)} images can be shown: {'; '.join(failed[:3])}")
     unreadable = [f"{problem.path.name}: {problem.reason}" for problem in folder.problems] + failed
     problems = (*unreadable, *copies, *_one_group(index.images(name)), *_connect(context))
     for line in problems:
         logger.warning("project %s: %s", name, line)
-    return StartReport(name, context.project.ls_project_id, len(rows), problems)
+    n_shown = len(rows) + tiled.tiles
+    return StartReport(name, context.project.ls_project_id, n_shown, problems, tiled.images, tiled.tiles)
 
 
 def _stand(
@@ -133,7 +147,9 @@ def _group_copies(images: Sequence[ImageRef], known: Sequence[ImageRow]) -> tupl
     """
     ids = {image.image_id for image in images}
     same: dict[str, list[ImageRow | ImageRef]] = {}
-    elsewhere: list[ImageRow | ImageRef] = [row for row in known if row.image_id not in ids and row.state != "gone"]
+    elsewhere: list[ImageRow | ImageRef] = [
+        row for row in known if row.image_id not in ids and row.state != "gone" and not row.parent
+    ]
     for item in (*elsewhere, *images):
         same.setdefault(item.sha256, []).append(item)
     groups: dict[str, str] = {}
@@ -153,13 +169,14 @@ def _group_copies(images: Sequence[ImageRef], known: Sequence[ImageRow]) -> tupl
 
 
 def _one_group(rows: Sequence[ImageRow]) -> list[str]:
-    present = [row for row in rows if row.state != "gone"]
+    present = [row for row in rows if row.state not in ("gone", "tiled")]
     groups = {row.group or row.image_id for row in present}
     if len(groups) != 1:
         return []
     return [
         f"all images ({len(present)}) are of one group ({groups.pop()}): no hold-out can be drawn, and without one no "
-        "model is made; add images, or name each image's slide, well or patient in the column group of manifest.csv"
+        "model is made; add images, or name each image's slide, well or patient in the column group of manifest.csv "
+        "(tiles of one image are one group)"
     ]
 
 
@@ -181,23 +198,20 @@ def _connect(context: LoopContext) -> list[str]:
     return []
 
 
-def _display(
-    context: LoopContext, images: Sequence[ImageRef], tell: Tell | None
-) -> tuple[list[tuple[ImageRef, Path]], list[str]]:
+def _display(context: LoopContext, images: Sequence[ImageRef], tell: Tell | None) -> tuple[list[ImageRef], list[str]]:
     """Writes the 8-bit PNG of each image; returns those that worked and the reasons of those that did not.
 
     Raises:
         OSError: the disk is full; going on would leave out every image that is still to come.
-        InputError: not one image could be shown.
     """
     directory = context.workspace.display_dir / context.project_name
     directory.mkdir(parents=True, exist_ok=True)
-    shown: list[tuple[ImageRef, Path]] = []
+    shown: list[ImageRef] = []
     failed: list[str] = []
 
     def write(image: ImageRef) -> ImageError | None:
         try:
-            write_display(image.path, directory / f"{image.image_id}.png", sha256=image.sha256)
+            write_display(image.path, display_path(context, image.image_id), sha256=image.sha256)
         except ImageError as error:
             cause = error.__cause__
             if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -208,59 +222,9 @@ def _display(
     with ThreadPoolExecutor(max_workers=4) as pool:
         for done, (image, error) in enumerate(zip(images, pool.map(write, images), strict=True), start=1):
             if error is None:
-                shown.append((image, directory / f"{image.image_id}.png"))
+                shown.append(image)
             else:
                 failed.append(f"{image.path.name}: {error}")
             if tell is not None:
                 tell("images", done, len(images))
-    if not shown:
-        raise InputError(f"none of the {len(images)} images can be shown: {'; '.join(failed[:3])}")
     return shown, failed
-
-
-def _tasks(
-    context: LoopContext, interface: Interface, shown: Sequence[tuple[ImageRef, Path]], tell: Tell | None
-) -> list[ImageRow]:
-    """Tasks in Label Studio for the images, and their rows for the index."""
-    project = context.project
-    label_studio = context.label_studio
-    directory = context.workspace.display_dir / project.name
-    if context.endpoints.label_studio_managed:
-        label_studio.connect_storage(project.ls_project_id, directory)
-        root = context.workspace.root.resolve()
-        urls = [f"/data/local-files/?d={quote(str(path.resolve().relative_to(root)))}" for _, path in shown]
-    else:
-        urls = label_studio.upload(project.ls_project_id, [path for _, path in shown])
-    rows = [
-        ImageRow(
-            project_id=project.id,
-            image_id=image.image_id,
-            sha256=image.sha256,
-            path=str(image.path.resolve()),
-            display=url,
-            group=image.group,
-            split=image.split,
-            modality=image.modality,
-            height=image.height,
-            width=image.width,
-        )
-        for (image, _), url in zip(shown, urls, strict=True)
-    ]
-    data = [{"data": task_data(interface, row)} for row in rows]
-    ids = label_studio.import_tasks(project.ls_project_id, data)
-    if tell is not None:
-        tell("tasks", len(ids), len(ids))
-    return [replace(row, task_id=task_id) for row, task_id in zip(rows, ids, strict=True)]
-
-
-def task_data(interface: Interface, row: ImageRow) -> dict[str, object]:
-    """What a task of Label Studio holds for an image: its address, and what a person may sort by."""
-    return {
-        interface.image_value_key: row.display,
-        "celloop_id": row.image_id,
-        "group": row.group,
-        "modality": row.modality,
-        "rank": row.rank,
-        "reason": row.told,
-        "annotators": row.annotators,
-    }

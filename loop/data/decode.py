@@ -13,7 +13,7 @@ What is read, by content and not by the file's name:
 
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import imagecodecs
 import numpy as np
@@ -103,12 +103,19 @@ def probe_png(data: bytes, *, bits: int = 8) -> tuple[int, int, int] | None:
     return height, width, channels
 
 
-def to_uint8(raw: Raw) -> tuple[UInt8Array, float, float]:
+def to_uint8(raw: Raw, between: tuple[float, float] | None = None) -> tuple[UInt8Array, float, float]:
     """8-bit pixels of the same shape, and the raw intensities that became 0 and 255 (0 and 255 for 8-bit and 1-bit).
+
+    Args:
+        raw: pixels in the file's own dtype.
+        between: the raw intensities that are to become 0 and 255, as those of a larger image that this is a part of;
+            None = the image's own.
 
     Raises:
         ImageError: NaN, infinity or complex numbers.
     """
+    if between is not None:
+        return _scaled(raw.astype(np.float64), *between), *between
     if raw.dtype == np.bool_:
         return raw.astype(np.uint8) * np.uint8(255), 0.0, 255.0
     if raw.dtype == np.uint8:
@@ -171,28 +178,66 @@ def _read_pillow(data: bytes, kind: Kind, as_labels: bool) -> tuple[Raw, int]:
     return np.asarray(image.convert("L" if image.mode == "LA" else "RGB")), orientation
 
 
+class Layout(NamedTuple):
+    """How the planes of a TIFF's first series are stored.
+
+    `axes` names the planes' axes, `alpha` is the number of opacity samples, `photometric` and `colormap` are those of
+    tifffile, `orientation` is still to be applied.
+    """
+
+    axes: str
+    alpha: int
+    photometric: int
+    colormap: Raw | None
+    orientation: int
+
+
+def layout_of(series: Any, n_bytes: int) -> Layout:
+    """The layout of a series of a TIFF of `n_bytes` bytes.
+
+    Raises:
+        ImageError: its pixels reach beyond the file's end, or its colours are stored in a way that is not read.
+    """
+    page = series.keyframe
+    _check_stored(series, n_bytes)
+    tag = page.tags.get(_ORIENTATION)
+    return Layout(
+        _axes(series),
+        sum(int(extra) in (1, 2) for extra in page.extrasamples),
+        page.photometric,
+        page.colormap,
+        int(tag.value) if tag is not None else 1,
+    )
+
+
+def to_picture(raw: Raw, layout: Layout) -> Raw:
+    """(H, W) or (H, W, 2 or 3) of planes with named axes, not yet upright; the module's text gives the rule.
+
+    Every pixel comes from the planes' values at its own place, so a part of the planes gives that part of the picture.
+    """
+    plane = _one_picture(raw, layout.axes, layout.alpha)
+    if layout.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        return -plane if plane.dtype.kind == "f" else ~plane
+    if layout.photometric == tifffile.PHOTOMETRIC.PALETTE and layout.colormap is not None:
+        return np.moveaxis(np.asarray(layout.colormap)[:, plane] >> 8, 0, -1).astype(np.uint8)
+    return plane
+
+
 def _read_tiff(data: bytes, as_labels: bool) -> tuple[Raw, int]:
     """As `_read_pillow`, of the first series."""
     with tifffile.TiffFile(BytesIO(data)) as file:
         if not file.series:
             raise ImageError("there is no image in this TIFF")
         series = file.series[0]
-        page, axes = series.keyframe, _axes(series)
-        _check_tiff(series, axes, len(data))
+        layout = layout_of(series, len(data))
+        _check_size(series.shape[layout.axes.index("Y")], series.shape[layout.axes.index("X")])
+        if series.nbytes > MAX_BYTES:
+            raise ImageError(f"its {layout.axes} stack of {series.shape} is larger than {MAX_BYTES} bytes; cut it up")
         raw = np.asarray(series.asarray())
-        tag = page.tags.get(_ORIENTATION)
-        orientation = int(tag.value) if tag is not None else 1
-        alpha = sum(int(extra) in (1, 2) for extra in page.extrasamples)
-        photometric, colormap = page.photometric, page.colormap
     if as_labels:
-        single = tuple(i for i, axis in enumerate(axes) if axis not in "YX" and raw.shape[i] == 1)
-        return raw.squeeze(single), orientation
-    plane = _one_picture(raw, axes, alpha)
-    if photometric == tifffile.PHOTOMETRIC.MINISWHITE:
-        plane = -plane if plane.dtype.kind == "f" else ~plane
-    elif photometric == tifffile.PHOTOMETRIC.PALETTE and colormap is not None:
-        plane = np.moveaxis(np.asarray(colormap)[:, plane] >> 8, 0, -1).astype(np.uint8)
-    return plane, orientation
+        single = tuple(i for i, axis in enumerate(layout.axes) if axis not in "YX" and raw.shape[i] == 1)
+        return raw.squeeze(single), layout.orientation
+    return to_picture(raw, layout), layout.orientation
 
 
 def _axes(series: Any) -> str:
@@ -203,11 +248,8 @@ def _axes(series: Any) -> str:
     return axes
 
 
-def _check_tiff(series: Any, axes: str, n_bytes: int) -> None:
+def _check_stored(series: Any, n_bytes: int) -> None:
     page, known = series.keyframe, tifffile.PHOTOMETRIC
-    _check_size(series.shape[axes.index("Y")], series.shape[axes.index("X")])
-    if series.nbytes > MAX_BYTES:
-        raise ImageError(f"its {axes} stack of {series.shape} is larger than {MAX_BYTES} bytes; cut it up")
     if series.dataoffset is not None:
         end = series.dataoffset + series.nbytes
     else:
@@ -223,7 +265,7 @@ def _check_tiff(series: Any, axes: str, n_bytes: int) -> None:
 
 
 def _one_picture(raw: Raw, axes: str, alpha: int) -> Raw:
-    """(H, W) or (H, W, 2 or 3) of planes with named axes; the module's text gives the rule."""
+    """(H, W) or (H, W, 2 or 3) of planes with named axes."""
     colour = "S" if "S" in axes else "C"
     for place in reversed(range(raw.ndim)):
         axis = axes[place]

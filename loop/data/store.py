@@ -20,6 +20,8 @@ import tifffile
 from PIL import Image, PngImagePlugin
 
 from loop.data.decode import MAX_BYTES, Kind, decode, kind_of, probe_png, to_uint8
+from loop.data.preprocess import Window
+from loop.data.windows import intensities, open_windows
 from loop.errors import ImageError, LabelError, LoopError, ShapeError
 from loop.types import ImageRef, IntArray, UInt8Array
 
@@ -27,10 +29,9 @@ LayerArray = npt.NDArray[np.uint16] | npt.NDArray[np.uint32]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
-_SOURCE_KEY = "celloop-source"
 _ORIENTATION = 0x0112
-EYES_PCT, DIM, BRIGHT = 99.8, 128.0, 220.0
-"""An image whose 99.8th percentile lies below 128 is shown with that percentile at 220."""
+_TIFF_SUFFIXES = (".tif", ".tiff")
+_LARGE_BYTES = 2**26
 
 
 class StoredImage(NamedTuple):
@@ -44,22 +45,27 @@ class StoredImage(NamedTuple):
     high: float
 
 
-def read_image(path: Path) -> StoredImage:
+def read_image(path: Path, between: tuple[float, float] | None = None) -> StoredImage:
     """The pixels of an image file, upright and 8-bit; loop/data/decode.py says how each kind is read.
+
+    Args:
+        path: the file.
+        between: the raw intensities that are to become 0 and 255; None = the image's own.
 
     Raises:
         ImageError: the file is missing, empty, truncated, corrupt, of a kind that is not read, holds NaN or infinity,
             or is larger than 2**28 px; the text names the file and the reason.
     """
     data = _load(path)
-    with _naming(path):
-        return _decode(data, kind_of(data))
+    with naming(path):
+        return _decode(data, kind_of(data), between)
 
 
 def describe(path: Path, **meta: Any) -> ImageRef:
     """What is known of an image without keeping its pixels; `image_id` is the file's stem.
 
-    An 8-bit PNG is checked by its header and checksums, every other file by decoding it.
+    An 8-bit PNG is checked by its header and checksums, every other file by decoding it; a large TIFF part by part,
+    which may have more pixels than `read_image` takes.
 
     Args:
         path: an image file.
@@ -68,17 +74,18 @@ def describe(path: Path, **meta: Any) -> ImageRef:
     Raises:
         ImageError: as `read_image`.
     """
-    data = _load(path)
-    with _naming(path):
-        kind = kind_of(data)
-        shape, low, high = probe_png(data) if kind == "png" else None, 0.0, 255.0
-        if shape is None:
-            pixels, low, high = _decode(data, kind)
-            shape = (pixels.shape[0], pixels.shape[1], pixels.shape[2])
+    probed = _probe_large(path)
+    if probed is not None:
+        (shape, low, high), sha256 = probed, file_sha256(path)
+    else:
+        data = _load(path)
+        sha256 = hashlib.sha256(data).hexdigest()
+        with naming(path):
+            shape, low, high = _probe(data, kind_of(data))
     return ImageRef(
         image_id=path.stem,
         path=path,
-        sha256=hashlib.sha256(data).hexdigest(),
+        sha256=sha256,
         height=shape[0],
         width=shape[1],
         channels=shape[2],
@@ -86,6 +93,30 @@ def describe(path: Path, **meta: Any) -> ImageRef:
         high=high,
         **meta,
     )
+
+
+_Probed = tuple[tuple[int, int, int], float, float]
+
+
+def _probe(data: bytes, kind: Kind) -> _Probed:
+    """(H, W, C), and the intensities that become 0 and 255."""
+    shape = probe_png(data) if kind == "png" else None
+    if shape is not None:
+        return shape, 0.0, 255.0
+    pixels, low, high = _decode(data, kind)
+    return (pixels.shape[0], pixels.shape[1], pixels.shape[2]), low, high
+
+
+def _probe_large(path: Path) -> _Probed | None:
+    """As `_probe` of a large TIFF, read part by part; None for files that are small or not to be read so."""
+    if not path.is_file() or path.stat().st_size < _LARGE_BYTES or path.suffix.lower() not in _TIFF_SUFFIXES:
+        return None
+    with naming(path), open_windows(path) as image:
+        if not image.bounded:
+            return None
+        low, high, _ = intensities(image)
+        corner = image.read(Window(0, 0, 1, 1))
+        return (*image.shape, 1 if corner.ndim == 2 else 3), low, high
 
 
 def file_sha256(path: Path) -> str:
@@ -99,40 +130,6 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise _unreadable(path, error) from error
-
-
-def write_display(path: Path, target_png: Path, *, sha256: str = "") -> bool:
-    """Writes the upright 8-bit PNG that Label Studio shows; the original is only read.
-
-    A dim image (99.8th percentile below 128) is made brighter by one factor for all channels, so that people see its
-    cells; the models' own normalisation takes no notice of such a factor. The PNG carries the hash of its original,
-    so a second call finds it up to date and leaves it alone.
-
-    Args:
-        path: the original.
-        target_png: where the PNG goes; its folder is made.
-        sha256: the original's hash where it is known; otherwise it is computed.
-
-    Returns:
-        Whether a file was written.
-
-    Raises:
-        ImageError: the original cannot be read (see `read_image`), or the PNG cannot be written.
-    """
-    origin = sha256 or file_sha256(path)
-    if _source_of(target_png) == origin:
-        return False
-    info = PngImagePlugin.PngInfo()
-    info.add_text(_SOURCE_KEY, origin)
-    write_png(_for_eyes(read_image(path).pixels), target_png, info=info)
-    return True
-
-
-def _for_eyes(pixels: UInt8Array) -> UInt8Array:
-    high = float(np.percentile(pixels, EYES_PCT))
-    if high <= 0 or high >= DIM:
-        return pixels
-    return np.clip(pixels.astype(np.float32) * (BRIGHT / high), 0, 255).astype(np.uint8)
 
 
 def write_png(pixels: npt.NDArray[Any], target: Path, *, info: PngImagePlugin.PngInfo | None = None) -> None:
@@ -153,7 +150,7 @@ def write_png(pixels: npt.NDArray[Any], target: Path, *, info: PngImagePlugin.Pn
         raise ShapeError(f"a PNG of {pixels.shape} {pixels.dtype}; expected uint8 (H, W[, 1 or 3]) or uint16 (H, W)")
     buffer = BytesIO()
     Image.fromarray(np.ascontiguousarray(flat)).save(buffer, "PNG", compress_level=1, pnginfo=info)
-    _write_whole(target, buffer)
+    write_whole(target, buffer)
 
 
 def read_label_image(path: Path) -> IntArray:
@@ -167,7 +164,7 @@ def read_label_image(path: Path) -> IntArray:
         ImageError: the file cannot be read (see `read_image`).
     """
     data = _load(path)
-    with _naming(path):
+    with naming(path):
         return _one_plane(data)
 
 
@@ -186,7 +183,7 @@ def read_label_layers(path: Path) -> LayerArray:
         ImageError: the file cannot be read, or some of its pages are missing.
     """
     data = _load(path)
-    with _naming(path):
+    with naming(path):
         pages = _tiff_pages(data) if kind_of(data) == "tiff" else []
         layers = np.stack(pages) if len(pages) > 1 else _one_plane(data)[None]
         _check_values(layers)
@@ -200,7 +197,7 @@ def label_shape(path: Path) -> tuple[int, int]:
         LabelError, ImageError: as `read_label_layers`; what the numbers of a grey PNG are is not looked at.
     """
     data = _load(path)
-    with _naming(path):
+    with naming(path):
         quick = probe_png(data, bits=16) if kind_of(data) == "png" else None
     if quick is not None and quick[2] == 1:
         return quick[:2]
@@ -235,7 +232,7 @@ def write_label_layers(layers: npt.NDArray[np.integer], target_tif: Path) -> Non
         LabelError: another shape, a value out of the range, or one that lies on two pages.
         ImageError: the file cannot be written.
     """
-    with _naming(target_tif):
+    with naming(target_tif):
         if layers.ndim != 3 or not layers.size or layers.min() < 0 or layers.max() >= 2**31:
             raise LabelError(f"layers of shape {layers.shape}; expected (L, H, W) with values from 0 to 2**31 - 1")
         _check_values(layers)
@@ -243,11 +240,11 @@ def write_label_layers(layers: npt.NDArray[np.integer], target_tif: Path) -> Non
     with tifffile.TiffWriter(buffer) as file:
         for page in layers.astype(dtype):
             file.write(page, photometric="minisblack", compression="zlib", metadata=None)
-    _write_whole(target_tif, buffer)
+    write_whole(target_tif, buffer)
 
 
-def _decode(data: bytes, kind: Kind) -> StoredImage:
-    pixels, low, high = to_uint8(decode(data, kind))
+def _decode(data: bytes, kind: Kind, between: tuple[float, float] | None = None) -> StoredImage:
+    pixels, low, high = to_uint8(decode(data, kind), between)
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     elif pixels.shape[2] == 2:
@@ -329,8 +326,12 @@ def _check_values(layers: npt.NDArray[np.integer]) -> None:
         raise LabelError(f"value {some} lies on more than one page; a value is one cell, on one page: renumber it")
 
 
-def _write_whole(target: Path, content: BytesIO) -> None:
-    """Makes a file appear with all of its content, or not at all."""
+def write_whole(target: Path, content: BytesIO) -> None:
+    """Makes a file appear with all of its content, or not at all; its folder is made.
+
+    Raises:
+        ImageError: the file cannot be written (no right, disk full).
+    """
     scratch: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -364,8 +365,13 @@ def _unreadable(path: Path, error: OSError) -> ImageError:
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Puts the file's name before a refusal; whatever else a decoder raises on a bad file becomes an ImageError."""
+def naming(path: Path) -> Iterator[None]:
+    """Puts the file's name before a refusal; whatever else a decoder raises on a bad file becomes an ImageError.
+
+    Raises:
+        LoopError: as raised inside.
+        ImageError: for every other error inside.
+    """
     try:
         yield
     except LoopError as error:
@@ -373,12 +379,3 @@ def _naming(path: Path) -> Iterator[None]:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ImageError(f"{path}: corrupt, truncated or not readable ({reason}); copy or export it again") from error
-
-
-def _source_of(target_png: Path) -> str:
-    """The hash of the original that a display PNG was made from; "" where there is no such PNG."""
-    try:
-        with target_png.open("rb") as file:
-            return str(PngImagePlugin.PngImageFile(file).info.get(_SOURCE_KEY, ""))
-    except (OSError, SyntaxError, ValueError):
-        return ""

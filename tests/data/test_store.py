@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from loop.data import decode, store
+from loop.data import decode, display, store
 from loop.errors import ImageError, LabelError, ShapeError
 
 RNG = np.random.default_rng(0)
@@ -218,7 +218,7 @@ def test_a_mark_lands_where_a_viewer_shows_it(tmp_path, suffix, orientation):
     assert _centroid(image.pixels) == pytest.approx(centre, abs=0.3)
     ref = store.describe(path)
     assert (ref.height, ref.width, ref.channels) == (24, 36, 1)
-    store.write_display(path, tmp_path / "display.png")
+    display.write_display(path, tmp_path / "display.png")
     shown = Image.open(tmp_path / "display.png")
     assert not shown.getexif()
     assert _centroid(np.asarray(shown)[:, :, None]) == pytest.approx(centre, abs=0.3)
@@ -343,20 +343,20 @@ def test_display_is_eight_bit_made_once_and_leaves_the_original_alone(tmp_path):
     original, target = tmp_path / "a.tif", tmp_path / "display" / "p" / "a.png"
     _tiff(original, DEEP, **TIFF)
     before = original.read_bytes()
-    assert store.write_display(original, target) is True
+    assert display.write_display(original, target) is True
     shown = Image.open(target)
     assert shown.mode == "L"
     np.testing.assert_array_equal(np.asarray(shown), store.read_image(original).pixels[:, :, 0])
     assert original.read_bytes() == before
     stamp = target.stat().st_mtime_ns
-    assert store.write_display(original, target) is False
-    assert store.write_display(original, target, sha256=store.file_sha256(original)) is False
+    assert display.write_display(original, target) is False
+    assert display.write_display(original, target, sha256=store.file_sha256(original)) is False
     assert target.stat().st_mtime_ns == stamp
     _tiff(original, DEEP[::-1], **TIFF)
-    assert store.write_display(original, target) is True
+    assert display.write_display(original, target) is True
     np.testing.assert_array_equal(np.asarray(Image.open(target)), store.read_image(original).pixels[:, :, 0])
     target.write_bytes(b"half a")
-    assert store.write_display(original, target) is True
+    assert display.write_display(original, target) is True
     assert [p.name for p in target.parent.iterdir()] == ["a.png"]
 
 
@@ -364,14 +364,14 @@ def test_a_display_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     Image.fromarray(GREY).save(tmp_path / "a.png")
     (tmp_path / "file").write_text("")
     with pytest.raises(ImageError, match="cannot be written"):
-        store.write_display(tmp_path / "a.png", tmp_path / "file" / "a.png")
+        display.write_display(tmp_path / "a.png", tmp_path / "file" / "a.png")
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.replace", full)
     with pytest.raises(ImageError, match="No space left"):
-        store.write_display(tmp_path / "a.png", tmp_path / "out" / "a.png")
+        display.write_display(tmp_path / "a.png", tmp_path / "out" / "a.png")
     assert list((tmp_path / "out").iterdir()) == []
 
 
@@ -423,7 +423,7 @@ def test_a_dim_image_is_shown_brighter_and_a_bright_one_as_it_is(tmp_path):
     bright = dim * 12
     for name, pixels in {"dim": dim, "bright": bright}.items():
         store.write_png(pixels, tmp_path / f"{name}.png")
-        store.write_display(tmp_path / f"{name}.png", tmp_path / "shown" / f"{name}.png")
+        display.write_display(tmp_path / f"{name}.png", tmp_path / "shown" / f"{name}.png")
     shown = store.read_image(tmp_path / "shown" / "dim.png").pixels
     assert tuple(shown[10, 10]) == (122, 220, 48)  # 220 / 18 = 12.2 for every channel
     np.testing.assert_array_equal(store.read_image(tmp_path / "shown" / "bright.png").pixels, bright)
