@@ -76,7 +76,7 @@ def estimate(
         OSError: the figures cannot be kept.
     """
     settings = context.config
-    annotations = newest_annotations(context.index.annotations(context.project_name))
+    annotations = newest_annotations(context.index.annotations(context.project_name), settings.labels.several)
     samples = frozen.snapshot.split("train") + frozen.holdout
     work = work_seconds(samples, annotations, settings.effort)
     earlier = _earlier(context, number)

@@ -1,15 +1,16 @@
 """Step 2: people's labels frozen into an immutable dataset."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from flows.context import LoopContext, group_of, image_ref
-from flows.sync import load_annotation
+from flows.sync import count_cells, load_annotation
 from loop.adapters.index import AnnotationRow, ImageRow
 from loop.data.snapshot import Snapshot, write_snapshot
 from loop.errors import LabelError
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 class Frozen:
     """A snapshot with what was left out of it and what looks odd, each as `image: reason`.
 
+    Odd is an annotation with a damaged region, without a cell, or with less than half of the cells that were offered:
+    a person may mean that, or Label Studio may have lost it. It teaches all the same.
     `seen`: every annotation that was looked at, used or not, with the time of its content.
     """
 
@@ -59,8 +62,7 @@ def freeze(context: LoopContext) -> Frozen:
     images = context.index.images(context.project_name)
     annotations = context.index.annotations(context.project_name)
     control_groups = {group_of(row) for row in images if row.role == "control"}
-    newest = newest_annotations(annotations)
-    interface, nucleus_label = context.interface, context.config.publish.nucleus_label
+    newest = newest_annotations(annotations, context.config.labels.several)
     samples: list[Sample] = []
     annotation_ids: dict[str, list[int]] = {}
     left_out: list[str] = []
@@ -72,29 +74,38 @@ def freeze(context: LoopContext) -> Frozen:
         if split == "train" and group_of(row) in control_groups:
             left_out.append(f"{row.image_id}: an image of its group {row.group} is in the hold-out")
             continue
-        annotation = newest[row.image_id]
         try:
-            parsed = parse_annotation(annotation, row, interface)
+            sample, odd = _sample(context, newest[row.image_id], row, split)
         except LabelError as error:
             left_out.append(f"{row.image_id}: {error}")
             continue
-        if split == "holdout" and not parsed.whole:
-            left_out.append(
-                f"{row.image_id}: it was drawn for the hold-out, which must be labelled as a whole, and its done areas "
-                f"({context.config.publish.done_label}) cover a part: label the rest and delete them"
-            )
-            continue
-        suspicious += [f"{row.image_id}: {fault}" for fault in parsed.unreadable]
-        cells, nuclei = split_nuclei(parsed.instances, interface, nucleus_label)
-        if not len(cells):
-            suspicious.append(f"{row.image_id}: annotation {annotation.annotation_id} has no cell; read as 'none here'")
-        samples.append(Sample(replace(image_ref(row), split=split), cells, nuclei, parsed.known()))
-        annotation_ids[row.image_id] = [annotation.annotation_id]
+        suspicious += [f"{row.image_id}: {fault}" for fault in odd]
+        samples.append(sample)
+        annotation_ids[row.image_id] = [newest[row.image_id].annotation_id]
     for line in left_out:
         logger.warning("left out of the snapshot of %s: %s", context.project_name, line)
     snapshot = write_snapshot(context.workspace.snapshots_dir, samples, annotation_ids, context.project_name)
     seen = frozenset((row.annotation_id, row.updated_at) for row in annotations)
     return Frozen(snapshot, tuple(left_out), tuple(suspicious), seen)
+
+
+def _sample(context: LoopContext, annotation: AnnotationRow, row: ImageRow, split: str) -> tuple[Sample, list[str]]:
+    """A labelled image with what a person drew, and what looks odd about it.
+
+    Raises:
+        LabelError: it cannot be read, or is to measure and was labelled in part.
+    """
+    body, interface = load_annotation(Path(annotation.file)), context.interface
+    parsed = _parsed(body, annotation, row, interface)
+    if split == "holdout" and not parsed.whole:
+        raise LabelError(
+            "it was drawn for the hold-out, which must be labelled as a whole, and its done areas "
+            f"({context.config.publish.done_label}) cover a part: label the rest and delete them"
+        )
+    cells, nuclei = split_nuclei(parsed.instances, interface, context.config.publish.nucleus_label)
+    offered = count_cells(body.get("offered", ()), interface)
+    odd = [*parsed.unreadable, *_losses(annotation, parsed, len(cells), offered)]
+    return Sample(replace(image_ref(row), split=split), cells, nuclei, parsed.known()), odd
 
 
 def split_nuclei(drawn: Instances, interface: Interface, nucleus_label: str) -> tuple[Instances, Instances | None]:
@@ -124,7 +135,12 @@ def parse_annotation(annotation: AnnotationRow, row: ImageRow, interface: Interf
     Raises:
         LabelError: as `read_annotation`.
     """
-    body = load_annotation(Path(annotation.file))
+    return _parsed(load_annotation(Path(annotation.file)), annotation, row, interface)
+
+
+def _parsed(
+    body: Mapping[str, Any], annotation: AnnotationRow, row: ImageRow, interface: Interface
+) -> ParsedAnnotation:
     parsed = from_results(
         body["result"],
         interface,
@@ -141,13 +157,37 @@ def parse_annotation(annotation: AnnotationRow, row: ImageRow, interface: Interf
     return parsed
 
 
-def newest_annotations(annotations: Sequence[AnnotationRow]) -> dict[str, AnnotationRow]:
-    """The newest annotation of each image by image id; skipped ones do not count."""
+def _losses(annotation: AnnotationRow, parsed: ParsedAnnotation, n_cells: int, n_offered: int) -> list[str]:
+    """What an annotation lacks of what was offered; where only a part of the image is done, nothing can be said."""
+    number, offered = annotation.annotation_id, f"{n_offered} cell{'s' if n_offered > 1 else ''}"
+    if not n_cells:
+        was = f", though {offered} were offered" if n_offered else ""
+        return [f"annotation {number} has no cell{was}; read as 'none here'"]
+    left = len(parsed.instances)
+    if parsed.whole and 2 * left < n_offered:
+        return [f"annotation {number} has {left} of the {offered} that were offered; look whether it was saved whole"]
+    return []
+
+
+def newest_annotations(
+    annotations: Sequence[AnnotationRow], several: Literal["newest", "reviewed"]
+) -> dict[str, AnnotationRow]:
+    """The annotation of each image that counts, by image id; skipped ones never do.
+
+    Args:
+        annotations: of any images.
+        several: `labels.several`: "newest" = the newest; "reviewed" = the newest of those that somebody starred as
+            ground truth, the newest of all where nobody did.
+    """
     chosen: dict[str, AnnotationRow] = {}
     for row in annotations:
         if row.cancelled:
             continue
         best = chosen.get(row.image_id)
-        if best is None or (row.updated_at, row.annotation_id) > (best.updated_at, best.annotation_id):
+        if best is None or _standing(row, several) > _standing(best, several):
             chosen[row.image_id] = row
     return chosen
+
+
+def _standing(row: AnnotationRow, several: Literal["newest", "reviewed"]) -> tuple[bool, datetime, int]:
+    return (row.reviewed and several == "reviewed", row.updated_at, row.annotation_id)

@@ -10,7 +10,7 @@ import numpy as np
 from flows.absent import FILE_GONE, NOT_SEEN, named, unseen, vanished
 from flows.context import LoopContext, group_of, registry_name
 from flows.shares import dealt, is_shared, release, second_labels, set_tabs
-from flows.start import task_data
+from flows.tasks import task_data
 from loop.adapters.index import ImageRow
 from loop.adapters.label_studio_api import LOWEST_SCORE_FIRST, MOST_INFORMATIVE, NOT_YET_ANNOTATED, TaskPrediction
 from loop.adapters.mlflow_registry import ModelVersion
@@ -208,7 +208,13 @@ def _entries(
         stored = predictions.get(row.image_id)
         cells = stored.instances if stored else Instances.build((row.height, row.width))
         below = shown.doubtful_below if row.image_id in calibrated else 0.0
-        regions = to_results(cells, interface, tolerance_px=shown.tolerance_px, doubtful_below=below)
+        regions = to_results(
+            cells,
+            interface,
+            tolerance_px=shown.tolerance_px,
+            doubtful_below=below,
+            max_points=shown.max_points,
+        )
         entries.append(TaskPrediction(row.task_id or 0, regions, rank / (len(rows) + 1)))
     return entries
 

@@ -15,6 +15,7 @@ from flows.context import LoopContext, image_ref
 from flows.curves import live_curve, reliability_curve, round_curve
 from flows.effort import cost_model
 from flows.freeze import newest_annotations, read_annotation, split_nuclei
+from flows.ledger_page import corrections
 from flows.overlay import overlay
 from loop.adapters.index import AnnotationRow, ImageRow, RoundRow
 from loop.data.predictions import PredictionStore, StoredPrediction
@@ -71,6 +72,7 @@ def write_report(context: LoopContext) -> Path:
         estimate=estimates[-1] if estimates else None,
         live=live_curve(estimates) if any(found["live"] for found in estimates) else "",
         cost=cost_model(context).cost if annotations else None,
+        corrections=corrections(context),
         points=points,
         worst=_worst(context, champion.label, images, annotations) if champion else [],
         urls=context.endpoints,
@@ -82,7 +84,7 @@ def _counts(images: Sequence[ImageRow], annotations: Sequence[AnnotationRow]) ->
     seconds = sum(row.lead_time_s or 0.0 for row in annotations)
     cells = sum(row.n_regions for row in annotations)
     return {
-        "images": sum(row.state != "gone" for row in images),
+        "images": sum(row.state not in ("gone", "tiled") for row in images),
         "train": sum(row.state == "labelled" and row.role != "control" for row in images),
         "holdout": sum(row.state == "labelled" and row.role == "control" for row in images),
         "open": sum(row.state == "open" for row in images),
@@ -146,7 +148,7 @@ def _measure(
 ) -> list[Measured]:
     store = PredictionStore(context.workspace.predictions_dir, label)
     interface = context.interface
-    newest = newest_annotations(annotations)
+    newest = newest_annotations(annotations, context.config.labels.several)
     found = []
     for row in images:
         if row.role != "control" or row.state != "labelled" or row.image_id not in newest:

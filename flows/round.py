@@ -15,23 +15,29 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
 from flows.absent import absent_lines
+from flows.agreement import agreements, summary
 from flows.audit import forget_proposals
 from flows.context import BusyError, LoopContext, group_of, image_ref, open_context, project_lock
 from flows.estimate import estimate
 from flows.freeze import Frozen, freeze
 from flows.gate import PSEUDO_FIGURES, Decision, gate
 from flows.labellers import further_kinds, train_kinds
+from flows.ledger import write_ledger
 from flows.local.workspace import Workspace
 from flows.predict import forget_old, predict_images
 from flows.prefect_api import connected
 from flows.prelabels import prelabels
+from flows.prepare import prepare
 from flows.pseudo import pseudo, settings_id
 from flows.publish import publish
+from flows.queue import look_at_queue, verify_queue
 from flows.report import write_report
 from flows.retrain import PLAIN, Lesson, challenger, context_of_kind, recipe_id, shortened
 from flows.select import select
 from flows.sync import sync
 from flows.telling import Tell, quiet, telling_training
+from flows.tiling import cut_dense
+from flows.typical import note_typical
 from loop.adapters.index import RoundRow
 from loop.adapters.mlflow_registry import ModelVersion
 
@@ -79,6 +85,8 @@ def make_round(context: LoopContext, tell: Tell = quiet) -> RoundReport:
     with project_lock(context.workspace, context.project_name):
         _step("sync", sync, context, thorough=True)
         frozen = _step("snapshot", freeze, context)
+        note_typical(context, frozen)
+        _step("ledger", write_ledger, context)
         before = _nothing_new(context, frozen)
         if before is not None:
             return before
@@ -137,6 +145,8 @@ def _nothing_new(context: LoopContext, frozen: Frozen) -> RoundReport | None:
     waiting = [row for row in context.index.images(context.project_name) if row.state == "open"]
     unserved = any(row.score is None for row in waiting) or (waiting and all(row.rank is None for row in waiting))
     if context.project.published_model != label or unserved or _untrained(context, frozen, rounds[-1]):
+        return None
+    if look_at_queue(context.label_studio, context.index, context.project_name).faults:
         return None
     last = rounds[-1]
     return RoundReport(
@@ -225,21 +235,23 @@ def _learn(context: LoopContext, number: int, frozen: Frozen, tell: Tell) -> Dec
         challenger=", ".join(version.label for version in versions),
         decision=decision.outcome,
         reason=decision.reason,
-        metrics={**decision.metrics, "estimate": worth},
+        metrics={**decision.metrics, "estimate": worth, "people": summary(agreements(context))},
         pseudo={**document, **gained},
     )
     return decision
 
 
 class _Served(NamedTuple):
-    """The published version, and a line for each cause why open images could not be chosen."""
+    """The published version, a line a cause why open images could not be chosen, and a line a fault of the queue."""
 
     published: str
     absent: tuple[str, ...]
+    faults: tuple[str, ...]
 
 
 def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tell: Tell) -> _Served:
-    images = [image_ref(row) for row in context.index.images(context.project_name) if row.state != "gone"]
+    rows = context.index.images(context.project_name)
+    images = [image_ref(row) for row in rows if row.state not in ("gone", "tiled")]
     predictions = {}
     if champion is not None:
 
@@ -247,6 +259,9 @@ def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tel
             tell("predict", done, total)
 
         predictions = dict(_step("predict", predict_images, context, champion, images, told))
+        tiles = [image_ref(row) for row in _step("tiles", cut_dense, context, predictions)]
+        if tiles:
+            predictions |= _step("predict", predict_images, context, champion, tiles, told)
     absent = absent_lines(context, predictions)
 
     def described(done: int, total: int) -> None:
@@ -276,7 +291,13 @@ def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tel
         calibrated=calibrated,
         progress=shown,
     )
-    return _Served(published, absent)
+    faults = _step("queue", verify_queue, context).lines
+
+    def encoded(done: int, total: int) -> None:
+        tell("prepare", done, total)
+
+    _step("prepare", prepare, context, selections, encoded)
+    return _Served(published, absent, faults)
 
 
 def _finish(
@@ -318,7 +339,7 @@ def _finish(
         len(frozen.holdout),
         decision.metrics,
         row.pseudo or NO_PSEUDO,
-        frozen.left_out + served.absent,
+        frozen.left_out + served.absent + served.faults,
         frozen.suspicious,
         str(page),
     )

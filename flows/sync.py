@@ -8,7 +8,7 @@ Label Studio deletes the link from the annotation to it.
 import json
 import logging
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -122,10 +122,11 @@ def _take_over(context: LoopContext, image: ImageRow, known: Mapping[int, Annota
             task_id=task_id,
             updated_at=a.updated_at,
             file=str(_cache(context, a, task_id)),
-            n_regions=_count(a, interface),
+            n_regions=count_cells(a.result, interface),
             lead_time_s=a.lead_time_s,
             completed_by=a.completed_by,
             cancelled=a.was_cancelled,
+            reviewed=a.ground_truth,
         )
         for a in fresh
     ]
@@ -139,12 +140,14 @@ def _take_over(context: LoopContext, image: ImageRow, known: Mapping[int, Annota
     return new, len(fresh) - new, len(vanished)
 
 
-def _count(annotation: Annotation, interface: Interface) -> int:
-    return sum(item.get("type") in CELL_KINDS and not is_done_area(item, interface) for item in annotation.result)
+def count_cells(result: Sequence[Mapping[str, Any]], interface: Interface) -> int:
+    """How many regions of a result are cells (or nuclei): no choices, no keypoints, no done areas."""
+    return sum(item.get("type") in CELL_KINDS and not is_done_area(item, interface) for item in result)
 
 
 def _differs(row: AnnotationRow, annotation: Annotation) -> bool:
-    return row.updated_at != annotation.updated_at or not Path(row.file).exists()
+    changed = row.updated_at != annotation.updated_at or row.reviewed != annotation.ground_truth
+    return changed or not Path(row.file).exists()
 
 
 def _state(annotations: list[Annotation]) -> str:
@@ -214,7 +217,7 @@ def _mark_vanished(context: LoopContext, *, thorough: bool) -> int:
     """Images whose task was deleted in Label Studio leave the pool; without `thorough`, when tasks are missing."""
     project = context.project
     rows = context.index.images(project.name)
-    alive = {row.task_id: row for row in rows if row.task_id is not None and row.state != "gone"}
+    alive = {row.task_id: row for row in rows if row.task_id is not None and row.state not in ("gone", "tiled")}
     if not thorough and int(context.label_studio.project(project.ls_project_id)["task_number"]) >= len(alive):
         return 0
     existing = {task.id for task in context.label_studio.tasks(project.ls_project_id)}

@@ -16,7 +16,7 @@ URLS = {
     "label_studio": "http://label-studio:8080",
     "mlflow": "http://mlflow:5000",
     "prefect": "http://prefect:4200",
-    "backend": "http://backend:9090",
+    "backend": "http://backend.internal:9090",
 }
 SITE = Site(host="0.0.0.0", root=Path("/workspace"), ports=DEFAULT_PORTS, urls=URLS, python="python")
 USER = dict.fromkeys(("LABEL_STUDIO_USERNAME", "LABEL_STUDIO_PASSWORD", "LABEL_STUDIO_USER_TOKEN"), "")
@@ -29,10 +29,10 @@ EXPECTED: dict[str, Service] = {
     "worker-gpu": services.worker(SITE, OWN, pool="celloop-train"),
     "backend": services.backend(SITE, OWN),
 }
-# what only containers need: PostgreSQL, and a password where a service is reachable from other machines
+# what only containers need: PostgreSQL, a password where a service is reachable from others, a place for weights
 OF_CONTAINERS = {
     *("DJANGO_DB", "POSTGRE_HOST", "POSTGRE_PORT", "POSTGRE_NAME", "POSTGRE_USER", "POSTGRE_PASSWORD"),
-    *("CELLOOP_BACKEND_USER", "CELLOOP_BACKEND_PASSWORD", "CELLOOP_LABEL_STUDIO_MANAGED"),
+    *("CELLOOP_BACKEND_USER", "CELLOOP_BACKEND_PASSWORD", "CELLOOP_LABEL_STUDIO_MANAGED", "CELLOOP_HOME"),
 }
 SECRETS = {"POSTGRE_PASSWORD", "POSTGRES_PASSWORD", "CELLOOP_BACKEND_PASSWORD", *USER, *OWN}
 
@@ -128,3 +128,8 @@ def test_flows_in_a_container_find_the_services_by_their_environment() -> None:
     assert (endpoints.prefect_api_url, endpoints.backend_url) == ("http://prefect:4200/api", URLS["backend"])
     assert endpoints.label_studio_managed
     assert endpoints.backend_user == "celloop"
+
+
+def test_the_backend_has_an_address_with_a_dot_which_label_studio_wants() -> None:
+    assert COMPOSE["services"]["backend"]["networks"]["default"]["aliases"] == ["backend.internal"]
+    assert COMPOSE["x-loop-environment"]["CELLOOP_BACKEND_URL"] == URLS["backend"]

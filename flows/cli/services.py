@@ -95,24 +95,34 @@ def status(workspace: WorkspaceOption = None, json: JsonOption = False) -> None:
 def doctor(
     workspace: WorkspaceOption = None,
     project: Annotated[str | None, typer.Option(help="default: the first project", show_default=False)] = None,
+    mend: Annotated[
+        bool, typer.Option("--mend", help="put right what can be put right, and say what was done")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Check versions, ports, tokens, one image, one prediction, one click; name each fault and its cure."""
+    """Check versions, ports, tokens, the queue, one image, one click; name each fault and its cure, or mend it."""
     from flows.local.doctor import Check, examine
 
     def told(check: Check) -> Check:
-        colour = {"ok": "green", "fault": "bold red", "skipped": "dim"}[check.outcome]
+        colour = {"ok": "green", "mended": "bold green", "fault": "bold red", "skipped": "dim"}[check.outcome]
         line = Text.assemble((f"{check.outcome:>8}", colour), f"  {check.name}: {check.detail}")
+        for done in check.mended:
+            line.append(f"\n          {done}", style="green")
         if check.cure:
             line.append(f"\n          {check.cure}", style="yellow")
         console().print(line, soft_wrap=True)
         return check
 
     def work() -> None:
-        checks = [told(check) for check in examine(Workspace(workspace), project)]
+        checks = [told(check) for check in examine(Workspace(workspace), project, mend=mend)]
         faults = [check for check in checks if check.outcome == "fault"]
-        document = {"healthy": not faults, "checks": [check.document() for check in checks]}
+        mended = [done for check in checks for done in check.mended]
+        document = {"healthy": not faults, "mended": mended, "checks": [check.document() for check in checks]}
         verdict = f"{len(faults)} of {len(checks)} checks found a fault" if faults else "no fault found"
+        if mended:
+            verdict = f"{len(mended)} faults mended; " + (verdict if faults else "none is left")
+        elif faults and not mend:
+            verdict += "; `celloop doctor --mend` puts right what can be"
         emit(document, json=json, render=lambda _: Text(verdict))
         if faults:
             raise typer.Exit(1)

@@ -1,15 +1,18 @@
-"""Checks an installation from the ground up and names each fault with its cure; changes nothing.
+"""Checks an installation from the ground up, names each fault with its cure, and mends it where it is told to.
 
-Order: versions, Label Studio's set-up, workspace, ports, services, token; then, with a project: its connections, one
-image as a browser gets it, one prediction, and one click through Label Studio.
+Order: versions, Label Studio's set-up, workspace, ports, services, token; then, with a project: addresses, connections,
+webhooks, storage, queue, one image as a browser gets it, one prediction, and one click through Label Studio.
 """
 
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from pydantic import SecretStr
+
+from flows.local.doctor_mend import addresses, queue, storage, webhooks
 from flows.local.doctor_project import FaultError, open_project
 from flows.local.ports import holder, is_free
 from flows.local.services import DEFAULT_PORTS, TITLES
@@ -17,33 +20,38 @@ from flows.local.status import read_status
 from flows.local.versions import label_studio_versions, wrong_versions
 from flows.local.workspace import Endpoints, Workspace
 from loop.adapters.label_studio_api import LabelStudio
+from loop.adapters.label_studio_http import StatusError
+from loop.adapters.label_studio_tokens import enable_legacy_tokens
 from loop.errors import LoopError, StateError
 
 GIB = 2**30
 NEEDED_BYTES = GIB
+LINKS = ("addresses", "webhooks", "storage", "queue", "image", "prediction", "click")
 NOTHING_RUNS = "nothing runs; start the services with `celloop up`"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at; `cure` is what to do about a fault, "" otherwise."""
+    """One thing that was looked at; `cure` is what to do about a fault, "" otherwise; `mended` what was done."""
 
     name: str
-    outcome: Literal["ok", "fault", "skipped"]
+    outcome: Literal["ok", "mended", "fault", "skipped"]
     detail: str
     cure: str = ""
+    mended: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """The check as JSON-ready values."""
         return asdict(self)
 
 
-def examine(workspace: Workspace, project: str | None = None) -> Iterator[Check]:
+def examine(workspace: Workspace, project: str | None = None, *, mend: bool = False) -> Iterator[Check]:
     """Yields each check as it is made.
 
     Args:
         workspace: what to look at.
         project: whose image, prediction and click; None: the first project of the workspace.
+        mend: put right what can be put right from here; without it nothing is changed.
     """
     yield _tried("versions", _versions)
     yield _tried("Label Studio's set-up", _label_studio_setup)
@@ -52,25 +60,37 @@ def examine(workspace: Workspace, project: str | None = None) -> Iterator[Check]
     yield from _services(workspace)
     endpoints = _endpoints(workspace)
     if endpoints is None:
-        for name in ("token", "project", "image", "prediction", "click"):
+        for name in ("token", "project", *LINKS):
             yield Check(name, "skipped", NOTHING_RUNS)
         return
-    yield _tried("token", lambda: _token(endpoints))
-    yield from _project(workspace, endpoints, project)
+    yield _tried("token", lambda: _token(endpoints), mend=mend)
+    yield from _project(workspace, endpoints, project, mend=mend)
 
 
-def _tried(name: str, probe: Callable[[], str]) -> Check:
-    """The check that `probe` makes: what it returns is good, what it raises is a fault."""
-    try:
-        return Check(name, "ok", probe())
-    except LoopError as error:
-        return _fault(name, error)
+def _tried(name: str, probe: Callable[[], str], *, mend: bool = False) -> Check:
+    """The check that `probe` makes: what it returns is good, what it raises is a fault.
+
+    With `mend` a fault that can be mended is, and `probe` looks again, until it finds none or the same once more.
+    """
+    done: list[str] = []
+    seen: set[str] = set()
+    while True:
+        try:
+            return Check(name, "mended" if done else "ok", probe(), mended=tuple(done))
+        except FaultError as fault:
+            if not mend or fault.mend is None or fault.detail in seen:
+                return Check(name, "fault", fault.detail, fault.cure, tuple(done))
+            seen.add(fault.detail)
+            try:
+                done.append(fault.mend())
+            except LoopError as error:
+                return Check(name, "fault", f"{fault.detail}; it could not be mended: {error}", fault.cure, tuple(done))
+        except LoopError as error:
+            return replace(_fault(name, error), mended=tuple(done))
 
 
 def _fault(name: str, error: LoopError) -> Check:
     """An error's text says what is wrong and, after a semicolon, what to do."""
-    if isinstance(error, FaultError):
-        return Check(name, "fault", error.detail, error.cure)
     detail, _, cure = str(error).partition("; ")
     return Check(name, "fault", detail, cure)
 
@@ -144,21 +164,37 @@ def _endpoints(workspace: Workspace) -> Endpoints | None:
 
 
 def _token(endpoints: Endpoints) -> str:
-    info = LabelStudio(endpoints.label_studio_url, endpoints.label_studio_token).check()
+    try:
+        info = LabelStudio(endpoints.label_studio_url, endpoints.label_studio_token).check()
+    except StatusError as error:
+        if error.status != 401 or "legacy token" not in str(error):
+            raise
+        detail, _, cure = str(error).partition("; ")
+        password = SecretStr(endpoints.label_studio_password)
+
+        def allow() -> str:
+            enable_legacy_tokens(endpoints.label_studio_url, endpoints.label_studio_email, password)
+            return f"switched legacy tokens on in Label Studio, as {endpoints.label_studio_email}"
+
+        raise FaultError(detail, cure, allow if endpoints.label_studio_password else None) from error
     return f"Label Studio {info.version} knows it as {info.email}"
 
 
-def _project(workspace: Workspace, endpoints: Endpoints, name: str | None) -> Iterator[Check]:
+def _project(workspace: Workspace, endpoints: Endpoints, name: str | None, *, mend: bool) -> Iterator[Check]:
     try:
         probe = open_project(workspace, endpoints, name)
     except LoopError as error:
         yield _fault("project", error)
         return
     if probe is None:
-        for what in ("project", "image", "prediction", "click"):
+        for what in ("project", *LINKS):
             yield Check(what, "skipped", "there is no project yet; make one with `celloop init --images DIR`")
         return
-    yield _tried(f"project {probe.name}", probe.connections)
+    yield _tried("addresses", lambda: addresses(probe))
+    yield _tried(f"project {probe.name}", probe.connections, mend=mend)
+    yield _tried("webhooks", lambda: webhooks(probe), mend=mend)
+    yield _tried("storage", lambda: storage(probe), mend=mend)
+    yield _tried("queue", lambda: queue(probe), mend=mend)
     yield _tried("image", probe.image)
     if not probe.has_model:
         for what in ("prediction", "click"):

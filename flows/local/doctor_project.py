@@ -9,6 +9,7 @@ import httpx
 from flows.local.workspace import Endpoints, Workspace
 from loop.adapters.index import ImageRow, Index, ProjectRow
 from loop.adapters.label_studio_api import LabelStudio, Task
+from loop.adapters.label_studio_hooks import Backend, backends_of, hooks_of
 from loop.adapters.label_studio_http import Connection
 from loop.errors import RefusedError, ServiceError
 from loop.labelstudio.interface import Interface
@@ -20,12 +21,16 @@ AGAIN = "run `celloop init` again with the same images: it connects the project 
 
 
 class FaultError(ServiceError):
-    """A fault that the doctor found, with its cure."""
+    """A fault that the doctor found, with its cure.
 
-    def __init__(self, detail: str, cure: str) -> None:
+    `mend` puts it right and says what it did; None where a person has to.
+    """
+
+    def __init__(self, detail: str, cure: str, mend: Callable[[], str] | None = None) -> None:
         super().__init__(f"{detail}; {cure}")
         self.detail = detail
         self.cure = cure
+        self.mend = mend
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,9 @@ class ProjectProbe:
     endpoints: Endpoints
     connection: Connection
     has_model: bool
+    studio: LabelStudio
+    index: Index
+    workspace: Workspace
 
     @property
     def name(self) -> str:
@@ -52,14 +60,25 @@ class ProjectProbe:
             FaultError: it asks another one, or none.
         """
         backend = self.endpoints.backend_url
-        attached = [item["url"].rstrip("/") for item in self._attached()]
+        attached = [one.url.rstrip("/") for one in self.attached()]
         if backend not in attached:
             what = f"asks {', '.join(attached)}" if attached else "has no backend"
-            raise FaultError(f"project {self.name} {what}; the backend is at {backend}", AGAIN)
-        hooks = [item["url"] for item in self.connection.get("/api/webhooks/", project=self.row.ls_project_id)]
+            raise FaultError(f"project {self.name} {what}; the backend is at {backend}", AGAIN, self._connect)
+        hooks = [hook.url for hook in hooks_of(self.connection, self.row.ls_project_id)]
         if f"{backend}/webhook" not in hooks:
-            raise FaultError(f"project {self.name} has no webhook to {backend}/webhook", AGAIN)
+            raise FaultError(f"project {self.name} has no webhook to {backend}/webhook", AGAIN, self._connect)
         return f"Label Studio asks {backend} and tells it of new annotations"
+
+    def attached(self) -> list[Backend]:
+        """The backends of the project; Label Studio asks each whether it is well before it answers."""
+        return backends_of(self.connection, self.row.ls_project_id)
+
+    def _connect(self) -> str:
+        ends, number = self.endpoints, self.row.ls_project_id
+        user, password = ends.backend_user or None, ends.backend_password or None
+        self.studio.connect_backend(number, ends.backend_url, "celloop", user=user, password=password)
+        self.studio.connect_webhook(number, f"{ends.backend_url}/webhook", ends.webhook_secret)
+        return f"attached {ends.backend_url} and its webhook to project {self.name}"
 
     def image(self) -> str:
         """That a task's picture comes out of Label Studio as a browser asks for it.
@@ -69,7 +88,7 @@ class ProjectProbe:
         """
         address = str(self.task.data.get(self.interface.image_value_key, ""))
         url = f"{self.endpoints.label_studio_url}{address}" if address.startswith("/") else address
-        reply = _asked(lambda client: client.get(url, headers=self._authorization()))
+        reply = asked(lambda client: client.get(url, headers=self._authorization()))
         if reply.status_code != httpx.codes.OK:
             raise FaultError(f"Label Studio answers {reply.status_code} for {address} of task {self.task.id}", AGAIN)
         if not reply.content.startswith((PNG, JPEG)):
@@ -91,11 +110,11 @@ class ProjectProbe:
         Raises:
             FaultError: no smart control, or an error on the way.
         """
-        attached = [item for item in self._attached() if item["url"].rstrip("/") == self.endpoints.backend_url]
+        attached = [one for one in self.attached() if one.url.rstrip("/") == self.endpoints.backend_url]
         if not attached:
             raise FaultError("Label Studio does not know this backend", AGAIN)
         body = {"task": self.task.id, "context": {"result": [self._keypoint()]}}
-        path = f"/api/ml/{attached[0]['id']}/interactive-annotating"
+        path = f"/api/ml/{attached[0].id}/interactive-annotating"
         answer = self.connection.send("POST", path, body=body).body
         if answer.get("errors"):
             raise FaultError(f"the click failed: {' '.join(map(str, answer['errors']))[:300]}", "see the backend's log")
@@ -122,9 +141,6 @@ class ProjectProbe:
             "value": {"x": x, "y": y, "width": 0.3, "keypointlabels": list(smart[0].labels[:1])},
         }
 
-    def _attached(self) -> list[dict[str, Any]]:
-        return list(self.connection.get("/api/ml/", project=self.row.ls_project_id))
-
     def _predicted(self) -> dict[str, Any]:
         body = {
             "tasks": [{"id": self.task.id, "data": self.task.data}],
@@ -135,7 +151,13 @@ class ProjectProbe:
         user = self.endpoints.backend_user
         auth = httpx.BasicAuth(user, self.endpoints.backend_password) if user else httpx.USE_CLIENT_DEFAULT
         url = f"{self.endpoints.backend_url}/predict"
-        reply = _asked(lambda client: client.post(url, json=body, auth=auth))
+        reply = asked(lambda client: client.post(url, json=body, auth=auth))
+        if reply.status_code == httpx.codes.BAD_GATEWAY:
+            raise FaultError(
+                f"the backend does not get at the image: {reply.text[:300]}",
+                "start the backend with CELLOOP_LABEL_STUDIO_URL = an address of Label Studio that its machine knows "
+                f"(this one knows {self.endpoints.label_studio_url})",
+            )
         if reply.status_code != httpx.codes.OK:
             raise FaultError(f"the backend answers {reply.status_code}: {reply.text[:300]}", "see the backend's log")
         found: dict[str, Any] = reply.json()["results"][0]
@@ -146,7 +168,7 @@ class ProjectProbe:
         if token.count(".") != 2:
             return {"Authorization": f"Token {token}"}
         url = f"{self.endpoints.label_studio_url}/api/token/refresh/"
-        reply = _asked(lambda client: client.post(url, json={"refresh": token}))
+        reply = asked(lambda client: client.post(url, json={"refresh": token}))
         if reply.status_code != httpx.codes.OK:
             raise RefusedError(f"Label Studio refuses the personal access token ({reply.status_code}); make a new one")
         return {"Authorization": f"Bearer {reply.json()['access']}"}
@@ -177,10 +199,18 @@ def open_project(workspace: Workspace, endpoints: Endpoints, name: str | None) -
         endpoints=endpoints,
         connection=Connection(endpoints.label_studio_url, endpoints.label_studio_token, timeout_s=TIMEOUT_S),
         has_model=row.published_model not in (None, ""),
+        studio=server,
+        index=index,
+        workspace=workspace,
     )
 
 
-def _asked(ask: Callable[[httpx.Client], httpx.Response]) -> httpx.Response:
+def asked(ask: Callable[[httpx.Client], httpx.Response]) -> httpx.Response:
+    """What a server answers this machine.
+
+    Raises:
+        FaultError: nothing.
+    """
     try:
         with httpx.Client(trust_env=False, timeout=TIMEOUT_S) as client:
             return ask(client)

@@ -28,7 +28,7 @@ HEALTH_PATHS = {
     "worker": "/health",
 }
 
-NEIGHBOURS = "127.0.0.1,localhost,label-studio,mlflow,prefect,backend"
+NEIGHBOURS = "127.0.0.1,localhost,label-studio,mlflow,prefect,backend.internal"
 NO_CALLS_HOME = {
     "DO_NOT_TRACK": "1",
     "HTTP_PROXY": f"http://{LOOPBACK}:9",

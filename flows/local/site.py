@@ -16,6 +16,7 @@ from loop.errors import ConfigError, StateError
 PASSED_ON = (
     *("PATH", "HOME", "USER", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "XDG_CACHE_HOME", "LD_LIBRARY_PATH"),
     *("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"),
+    "CELLOOP_HOME",
 )
 """What a service gets of the person's environment. Not more: Label Studio reads names as plain as HOST and DEBUG."""
 

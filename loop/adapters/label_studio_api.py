@@ -7,16 +7,25 @@ SQLite behind Label Studio has one writer, so nothing here runs in parallel.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 from xml.etree import ElementTree
 
-from loop.adapters import label_studio_hooks, label_studio_publish, label_studio_tabs, label_studio_tasks
+from loop.adapters import (
+    label_studio_hooks,
+    label_studio_publish,
+    label_studio_queue,
+    label_studio_storage,
+    label_studio_tabs,
+    label_studio_tasks,
+    label_studio_untouched,
+)
 from loop.adapters.label_studio_hooks import SECRET_HEADER, WEBHOOK_ACTIONS
 from loop.adapters.label_studio_http import Connection, StatusError, delete
 from loop.adapters.label_studio_publish import Prediction, Progress, PublishReport, TaskPrediction
+from loop.adapters.label_studio_queue import QueuedTask, QueueState
 from loop.adapters.label_studio_tasks import Annotation, Task
 from loop.errors import InputError, RefusedError, StateError
 
@@ -33,6 +42,8 @@ __all__ = [
     "LabelStudio",
     "Prediction",
     "PublishReport",
+    "QueueState",
+    "QueuedTask",
     "ServerInfo",
     "Task",
     "TaskPrediction",
@@ -170,14 +181,7 @@ class LabelStudio:
             InputError: the directory is not absolute.
             RefusedError: Label Studio does not see it, or it is not below the document root.
         """
-        path = str(PurePosixPath(directory))
-        if not PurePosixPath(path).is_absolute():
-            raise InputError(f"{path} is relative; give the absolute path of the directory as Label Studio sees it")
-        storages = self._sdk.import_storage.local
-        for storage in storages.list(project=project_id):
-            if storage.path == path:
-                return int(storage.id)
-        return int(storages.create(project=project_id, path=path, use_blob_urls=True, title="celloop").id)
+        return label_studio_storage.connect_storage(self._connection, project_id, directory)
 
     def upload(self, project_id: int, paths: Sequence[Path]) -> list[str]:
         """Sends PNG files to Label Studio, for a server that does not see this machine's disk; makes no tasks.
@@ -251,37 +255,26 @@ class LabelStudio:
     ) -> int:
         """Submits an annotation as the editor does; returns its number, the first one's when called again.
 
-        Args:
-            task_id: Label Studio's number of the task.
-            result: result items; none = no cells.
-            lead_time_s: seconds of work, or None.
-            unique_id: a UUID of this annotation.
-            parent_prediction: the prediction that it started from.
-            was_cancelled: skipped.
-
-        Raises:
-            InputError: `unique_id` is no UUID.
-            RefusedError: `unique_id` belongs to an annotation of another task.
+        For arguments and errors see label_studio_tasks.submit.
         """
-        try:
-            unique = str(UUID(str(unique_id)))
-        except ValueError as error:
-            raise InputError(f"unique_id {unique_id!r} is no UUID; give one, e.g. uuid.uuid4()") from error
-        origin = {} if parent_prediction is None else {"parent_prediction": parent_prediction}
-        try:
-            made = self._sdk.annotations.create(
-                task_id,
-                result=list(result),
-                lead_time=lead_time_s,
-                unique_id=unique,
-                was_cancelled=was_cancelled,
-                **origin,
-            )
-        except StatusError as error:
-            if error.status != 409:
-                raise
-            return label_studio_tasks.submitted(self._connection, self._project(task_id), task_id, unique)
-        return int(made.id)
+        return label_studio_tasks.submit(
+            self._connection,
+            task_id,
+            result,
+            lead_time_s=lead_time_s,
+            unique_id=unique_id,
+            parent_prediction=parent_prediction,
+            was_cancelled=was_cancelled,
+            project_of=self._project,
+        )
+
+    def untouched(self, project_id: int, task_ids: Sequence[int]) -> list[int]:
+        """Those of `task_ids` that nobody has annotated, skipped or begun."""
+        return label_studio_untouched.untouched(self._connection, project_id, task_ids)
+
+    def remove_untouched(self, project_id: int, task_ids: Sequence[int]) -> list[int]:
+        """Deletes those of `task_ids` that are untouched; returns those that are gone."""
+        return label_studio_untouched.remove_untouched(self._connection, project_id, task_ids)
 
     def publish(
         self,
@@ -300,6 +293,18 @@ class LabelStudio:
     def predictions(self, task_id: int) -> list[Prediction]:
         """All predictions of a task, every version, oldest first."""
         return label_studio_publish.predictions_of(self._connection, task_id)
+
+    def queue(self, project_id: int, *, first: int) -> QueueState:
+        """The queue as it stands, with the `first` tasks that are served next; see label_studio_queue."""
+        return label_studio_queue.queue_state(self._connection, project_id, first=first)
+
+    def queued_tasks(self, project_id: int, task_ids: Sequence[int]) -> dict[int, QueuedTask]:
+        """Those of `task_ids` that the project has, by number, as the queue sees them."""
+        return label_studio_queue.queued_tasks(self._connection, project_id, task_ids)
+
+    def doubled_predictions(self, project_id: int, version: str) -> dict[int, list[int]]:
+        """By task, the predictions of `version` beyond its first one."""
+        return label_studio_queue.doubled_predictions(self._connection, project_id, version)
 
     def set_tab(
         self,

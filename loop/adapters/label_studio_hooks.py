@@ -1,8 +1,9 @@
 """Label Studio's way back to celloop: the backend that it asks for masks and the webhook that it rings."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from loop.adapters.label_studio_http import Connection, delete
+from loop.adapters.label_studio_http import Connection, StatusError, delete
 from loop.adapters.label_studio_publish import stored_versions
 
 if TYPE_CHECKING:
@@ -19,6 +20,82 @@ WEBHOOK_ACTIONS: Final = (
     "TASKS_CREATED",
     "TASKS_DELETED",
 )
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An attached backend; `reached` is whether it answered Label Studio just now, `error` what it said otherwise."""
+
+    id: int
+    url: str
+    title: str
+    reached: bool
+    error: str
+
+
+@dataclass(frozen=True)
+class Hook:
+    """A webhook of a project.
+
+    `ours`: it carries celloop's secret. `automatic`: it is like those that Label Studio adds for a backend by itself
+    and leaves behind when the backend goes: every action, no header, an address that ends with /webhook.
+    """
+
+    id: int
+    url: str
+    ours: bool
+    automatic: bool
+
+
+def backends_of(connection: Connection, project_id: int) -> list[Backend]:
+    """The project's backends; Label Studio asks each whether it is well before it answers."""
+    return [
+        Backend(int(b.id), b.url, b.title or "", b.state not in ("DI", "ER"), b.error_message or "")
+        for b in connection.sdk.ml.list(project=project_id)
+    ]
+
+
+def hooks_of(connection: Connection, project_id: int) -> list[Hook]:
+    """The project's webhooks by number; those of the whole organization are not among them."""
+    return [
+        Hook(
+            int(hook.id),
+            hook.url,
+            _is_ours(hook),
+            hook.send_for_all_actions is True and not hook.headers and hook.url.rstrip("/").endswith("/webhook"),
+        )
+        for hook in _webhooks(connection, project_id)
+    ]
+
+
+def remove_hook(connection: Connection, number: int) -> None:
+    """Deletes a webhook; nothing happens if there is none of this number."""
+    delete(connection.sdk.webhooks.delete, number)
+
+
+def refusals(connection: Connection, project_id: int, url: str) -> dict[str, str]:
+    """What Label Studio has against `url` as a backend's address ("backend") or a webhook's ("webhook"), in its words.
+
+    It is asked to keep one of each with another setting that it must refuse, so nothing is made and nobody is asked; it
+    looks at the address first. By requests of our own, because the SDK lets no wrong setting through. {} = nothing.
+    """
+    wrong = "none of these"
+    asked: dict[str, tuple[str, dict[str, Any], str]] = {
+        "backend": ("/api/ml/", {"project": project_id, "url": url, "title": "?", "auth_method": wrong}, "auth_method"),
+        "webhook": ("/api/webhooks/", {"project": project_id, "url": f"{url}/webhook", "actions": [wrong]}, "actions"),
+    }
+    found: dict[str, str] = {}
+    for what, (path, body, field) in asked.items():
+        try:
+            connection.send("POST", path, body=body)
+        except StatusError as error:
+            answer = error.body if isinstance(error.body, dict) else {}
+            faults = answer.get("validation_errors") or {}
+            if "url" in faults:
+                found[what] = " ".join(map(str, faults["url"]))
+            elif field not in faults:
+                found[what] = str(answer.get("detail") or error)
+    return found
 
 
 def connect_backend(

@@ -130,6 +130,16 @@ def stored_versions(connection: Connection, project_id: int) -> dict[str, int]:
     return {item["model_version"] or "": int(item["count"]) for item in found["static"]}
 
 
+def delete_version(connection: Connection, project_id: int, version: str) -> int:
+    """Deletes all predictions of a version, which the SDK cannot; returns how many.
+
+    Where it is the project's own version, the project has none afterwards.
+    """
+    path = f"/api/projects/{project_id}/model-versions/"
+    answer: dict[str, Any] = connection.send("DELETE", path, body={"model_version": version}).body
+    return int(answer["deleted_predictions"])
+
+
 def existing_tasks(connection: Connection, project_id: int, task_ids: Sequence[int]) -> set[int]:
     """Those of `task_ids` that the project has."""
     found: set[int] = set()
@@ -240,8 +250,7 @@ def _switch(connection: Connection, project_id: int, version: str) -> tuple[str,
     others = [name for name in stored_versions(connection, project_id) if name != version]
     for name in others:
         if name:
-            # the SDK has no call for it
-            connection.send("DELETE", f"/api/projects/{project_id}/model-versions/", body={"model_version": name})
+            delete_version(connection, project_id, name)
     if "" in others:
         logger.warning("project %s has predictions without a version; Label Studio cannot delete these", project_id)
     if projects.get(project_id).model_version != version:

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
-from loop.adapters.label_studio_http import Connection
+from loop.adapters.label_studio_http import Connection, StatusError
 from loop.errors import ImageError, InputError, RefusedError
 
 if TYPE_CHECKING:
@@ -143,6 +144,54 @@ def annotations_of(connection: Connection, project_id: int, task_id: int) -> lis
     selected = {"all": False, "included": [task_id]}
     found = list_tasks(connection, project_id, fields="all", selectedItems=selected)
     return sorted((_annotation(item) for task in found for item in task.annotations), key=lambda a: a.id)
+
+
+def submit(
+    connection: Connection,
+    task_id: int,
+    result: Sequence[Mapping[str, Any]],
+    *,
+    lead_time_s: float | None,
+    unique_id: UUID | str,
+    parent_prediction: int | None,
+    was_cancelled: bool,
+    project_of: Callable[[int], int],
+) -> int:
+    """Submits an annotation as the editor does; returns its number, the first one's when called again.
+
+    Args:
+        connection: to Label Studio.
+        task_id: Label Studio's number of the task.
+        result: result items; none = no cells.
+        lead_time_s: seconds of work, or None.
+        unique_id: a UUID of this annotation.
+        parent_prediction: the prediction that it started from.
+        was_cancelled: skipped.
+        project_of: the project of a task, asked only when the annotation is there already.
+
+    Raises:
+        InputError: `unique_id` is no UUID.
+        RefusedError: `unique_id` belongs to an annotation of another task.
+    """
+    try:
+        unique = str(UUID(str(unique_id)))
+    except ValueError as error:
+        raise InputError(f"unique_id {unique_id!r} is no UUID; give one, e.g. uuid.uuid4()") from error
+    origin = {} if parent_prediction is None else {"parent_prediction": parent_prediction}
+    try:
+        made = connection.sdk.annotations.create(
+            task_id,
+            result=list(result),
+            lead_time=lead_time_s,
+            unique_id=unique,
+            was_cancelled=was_cancelled,
+            **origin,
+        )
+    except StatusError as error:
+        if error.status != 409:
+            raise
+        return submitted(connection, project_of(task_id), task_id, unique)
+    return int(made.id)
 
 
 def submitted(connection: Connection, project_id: int, task_id: int, unique_id: str) -> int:

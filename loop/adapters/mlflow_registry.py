@@ -9,6 +9,7 @@ Each process that uses this puts CLIENT_ENVIRONMENT into its environment at its 
 import json
 import logging
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,6 +161,27 @@ class Registry:
         with self._server.asking(f"read the champions of {self.model}") as client:
             standing = self._standing(client)
         return standing.past()
+
+    def add_metrics(self, version: ModelVersion | int, metrics: Mapping[str, float], *, step: int = 0) -> bool:
+        """Put metrics on the run of a version, though it has ended; those that it has already are left alone.
+
+        Returns:
+            False where the version or its run is gone, and nothing was written.
+
+        Raises:
+            RefusedError: MLflow does not take a name or a value.
+        """
+        number = version_number(version)
+        with self._server.asking(f"put metrics on version {number} of {self.model}") as client:
+            found = self._get_version(client, number)
+            run = self._server.optional(client.get_run, found.run_id) if found is not None and found.run_id else None
+        if run is None or run.info.lifecycle_stage == "deleted":
+            return False
+        now = int(time.time() * 1000)
+        fresh = [(k, float(v), now, step) for k, v in metrics.items() if run.data.metrics.get(k) != v]
+        if fresh:
+            self._server.log_metrics(run.info.run_id, fresh)
+        return True
 
     # decisions
 

@@ -15,6 +15,7 @@ _PROMPT_KINDS = ("keypointlabels", "keypoint")
 _COLOURS = ("#00c853", "#d500f9", "#2979ff", "#ff1744", "#00e5ff", "#8d6e63", "#c6ff00", "#ff80ab")
 _DOUBTFUL_COLOUR = "#ffab00"
 _DONE_COLOUR = "#9e9e9e"
+_AREA = 'name="done" toName="image" smart="false" opacity="0.1"'  # else a second, useless smart box is offered
 _ROW = "display: flex; align-items: center; gap: 0 12px;"
 
 UNUSABLE = "unusable"
@@ -159,7 +160,7 @@ def label_config(labels: tuple[str, ...] = ("Cell",), *, doubtful: str = "", don
             control("Brush", "BrushLabels", 'name="brush" toName="image" smart="false"', every),
             control("Click", "KeyPointLabels", 'name="point" toName="image" smart="true" smartOnly="true"', classes),
             control("Box", "RectangleLabels", 'name="box" toName="image" smart="true" smartOnly="true"', classes),
-            *([control("Area", "RectangleLabels", 'name="done" toName="image" opacity="0.1"', [done])] if done else []),
+            *([control("Area", "RectangleLabels", _AREA, [done])] if done else []),
             '    <Choices name="usable" toName="image" choice="multiple">',
             f'      <Choice value="{UNUSABLE}"/>',
             "    </Choices>",

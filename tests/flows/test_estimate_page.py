@@ -54,7 +54,9 @@ def page_of(tmp_path: Path, rounds: list[RoundRow], monkeypatch: pytest.MonkeyPa
     annotation = AnnotationRow(1, 1, "a", 1, datetime(2026, 1, 1, tzinfo=UTC), "", 12, 90.0)
     cost = CostModel(9.04, 0.31, 5.5, 1.2, 7.77, images)
     monkeypatch.setattr(report, "cost_model", lambda context: SimpleNamespace(cost=cost))
-    index = SimpleNamespace(images=lambda _: [row], annotations=lambda _: [annotation], rounds=lambda _: rounds)
+    index = SimpleNamespace(
+        images=lambda _: [row], annotations=lambda _: [annotation], rounds=lambda _: rounds, efforts=lambda _: []
+    )
     context = SimpleNamespace(
         project=SimpleNamespace(name="p", ls_project_id=1),
         config=LoopConfig(),

@@ -15,7 +15,7 @@ from flows.context import LoopContext, image_ref
 from flows.local.workspace import Workspace
 from flows.predict import forget_old, predict_images
 from flows.report import write_report
-from loop.adapters.index import AnnotationRow, ImageRow, RoundRow
+from loop.adapters.index import AnnotationRow, EffortRow, ImageRow, RoundRow
 from loop.config import LoopConfig
 from loop.data.predictions import PredictionStore, StoredPrediction
 from loop.data.store import describe, write_png
@@ -62,6 +62,7 @@ def hall(tmp_path: Path) -> Hall:
         images=lambda _: images,
         annotations=lambda _: annotations,
         rounds=lambda _: [RoundRow(1, 0, status="done", decision="first", metrics={"ap": 0.5, "ap50": 0.6})],
+        efforts=lambda _: [],
     )
     context = SimpleNamespace(
         project=SimpleNamespace(name="p", ls_project_id=1),
@@ -192,3 +193,27 @@ def test_the_page_says_whether_pseudo_labels_help_and_who_is_believed(hall: Hall
 
 def test_without_pseudo_labels_the_page_has_no_such_section(hall: Hall) -> None:
     assert "Pseudo-labels" not in write_report(hall.context).read_text()
+
+
+def test_the_page_says_what_corrections_say_of_each_model(hall: Hall) -> None:
+    def line(number: int, kept: int, version: str, annotator: int) -> EffortRow:
+        more = {"edited": 10 - kept, "edited_iou": 0.7, "seconds": 30.0, "annotator": annotator}
+        return EffortRow(1, number, "x", START, version=version, predicted=True, kept=kept, **more)
+
+    rows = [line(100 + i, 5, "celloop-p-v1-r1", 1) for i in range(20)]
+    rows += [line(200 + i, 9, "celloop-p-v2-r2", 7) for i in range(20)]
+    index: Any = hall.context.index
+    index.efforts = lambda _: rows
+    studio: Any = SimpleNamespace(people=lambda: {"ann@lab.org": 1})
+    object.__setattr__(hall.context, "label_studio", studio)
+    page = write_report(hall.context).read_text()
+    section = page[page.index("<h2>What your corrections say of each model</h2>") :]
+    section = section[: section.index("<h2>", 5)]
+    assert "<strong>model v2: 90 % of cells kept untouched (v1: 50 %).</strong>" in section
+    for text in ("ann@lab.org", "person 7", '<rect width="90.0"', "<td>v1</td>", "0.70", "3.0"):
+        assert text in section
+    assert "<script" not in page
+
+
+def test_without_a_model_the_page_has_no_such_section(hall: Hall) -> None:
+    assert "What your corrections say" not in write_report(hall.context).read_text()

@@ -13,7 +13,7 @@ import pytest
 
 from flows.publish import publish
 from flows.select import select
-from flows.start import task_data
+from flows.tasks import task_data
 from loop.adapters.index import ImageRow, Index
 from loop.adapters.label_studio_api import LabelStudio
 from loop.config import load_config

@@ -205,6 +205,25 @@ class TestRuns:
         with pytest.raises(InputError, match="both kinds of quotes"):
             registry.find_run({"who": "'\""})
 
+    def test_metrics_are_put_on_the_run_of_a_version_after_its_end(self, registry, add_version, client):
+        version = add_version()
+        assert registry.add_metrics(version, {"effort_kept_share": 0.5, "effort_images": 4}, step=4)
+        assert registry.add_metrics(version.version, {"effort_kept_share": 0.5, "effort_images": 5}, step=5)
+        run = client.get_run(version.run_id)
+        assert run.data.metrics == {"effort_kept_share": 0.5, "effort_images": 5.0}
+        assert run.info.status == "FINISHED"
+        history = client.get_metric_history(version.run_id, "effort_kept_share")
+        assert [(point.value, point.step) for point in history] == [(0.5, 4)]
+        with pytest.raises(RefusedError):
+            registry.add_metrics(version, {"loss?": 1.0})
+
+    def test_a_version_or_run_that_is_gone_takes_no_metrics(self, registry, add_version, client):
+        first, second = add_version(), add_version()
+        client.delete_run(first.run_id)
+        client.delete_model_version(registry.model, str(second.version))
+        for number in (first.version, second.version, 99):
+            assert not registry.add_metrics(number, {"effort_images": 1.0})
+
     def test_an_experiment_deleted_in_mlflow_is_named_with_the_cure(self, registry, client):
         client.delete_experiment(client.get_run(finished_run(registry)).info.experiment_id)
         with (
