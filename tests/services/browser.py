@@ -55,6 +55,7 @@ class Person:
         self.page = page
         self.strange_hosts: set[str] = set()
         self._endpoints = endpoints
+        self._answer: list[dict[str, Any]] = []
         page.set_default_timeout(WAIT_MS)
         page.on("request", self._note)
 
@@ -75,6 +76,10 @@ class Person:
 
     def task_id(self) -> int:
         return int(self.page.evaluate("window.Htx.task.id"))
+
+    def zoom_out(self) -> None:
+        """The whole image into view: Label Studio may open it a little larger than its frame."""
+        self.page.locator('[aria-label="zoom-out"]').click()
 
     def regions(self) -> list[dict[str, Any]]:
         """The regions as they would be submitted now."""
@@ -128,22 +133,45 @@ class Person:
         self.page.keyboard.press("Backspace")
         self.page.wait_for_function(f"n => {EDITOR}.regions.length === n - 1", arg=before)
 
-    def take_point_tool(self) -> None:
-        """Switches Auto-Annotation on and takes the smart point tool from the menu at the toolbar's end."""
+    def switch_on(self) -> None:
+        """Switches Auto-Annotation on, without which no smart tool is offered."""
         self.page.get_by_text("Auto-Annotation").click()
+        self.page.locator(".lsf-toolbar .lsf-tool_smart").first.wait_for()
+
+    def take_tool(self, name: str) -> None:
+        """Takes a smart tool, "key-point-tool" or "rectangle-tool", from the menu at the toolbar's end."""
         self.page.locator(".lsf-toolbar .lsf-tool_smart").first.hover()
-        self.page.locator('.lsf-toolbar .lsf-tool_smart[aria-label="key-point-tool"]').click()
+        self.page.locator(f'.lsf-toolbar .lsf-tool_smart[aria-label="{name}"]').click()
 
     def choose_label(self, place: int) -> None:
         """The label at this place of the row above the image, from 0."""
         self.page.locator(".lsf-label").nth(place).click()
 
-    def click_for_cell(self, x: float, y: float) -> None:
-        """A click with the smart tool; returns when the model's answer is on the page."""
-        with self.page.expect_response(lambda answer: "/interactive-annotating" in answer.url) as reply:
+    def click_for_cell(self, label: int, x: float, y: float, *, negative: bool = False) -> None:
+        """A label and a click with the smart point tool, with Alt where it says "not this"; waits for the answer."""
+
+        def press() -> None:
+            self.choose_label(label)
+            if negative:
+                self.page.keyboard.down("Alt")
             self.click(x, y)
-        assert reply.value.status == 200
-        self.page.wait_for_function(f"() => {EDITOR}.suggestions.size > 0")
+            if negative:
+                self.page.keyboard.up("Alt")
+
+        self._ask(press)
+
+    def drag_for_cell(self, label: int, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """A label and a box with the smart rectangle tool; waits for the answer."""
+
+        def press() -> None:
+            self.choose_label(label)
+            self.drag(start, end)
+
+        self._ask(press)
+
+    def suggested(self) -> list[dict[str, Any]]:
+        """What the model answered last, as regions."""
+        return self._answer
 
     def accept(self) -> None:
         self.page.get_by_test_id("bottombar-accept-suggestions-button").click()
@@ -169,6 +197,19 @@ class Person:
             if time.monotonic() > deadline:
                 pytest.fail(f"{what}: not within {WAIT_MS / 1000:.0f} s")
             time.sleep(0.2)
+
+    def _ask(self, press: Callable[[], None]) -> None:
+        """Asks the model, and waits until its answer has replaced the one before."""
+        keys = f"[...{EDITOR}.suggestions.keys()]"
+        before = self.page.evaluate(keys)
+        with self.page.expect_response(lambda answer: "/interactive-annotating" in answer.url) as reply:
+            press()
+        assert reply.value.status == 200
+        self._answer = reply.value.json()["data"]["result"]
+        self.page.wait_for_function(
+            f"([before, n]) => {keys}.length === n && !{keys}.some(key => before.includes(key))",
+            arg=[before, len(self._answer)],
+        )
 
     def _frame(self) -> Any:
         """Where the image lies on the page; asked anew each time because the page scrolls."""

@@ -13,7 +13,7 @@ import pytest
 from browser import Person, find_chromium, sitting_person
 from flows.annotator import label_tasks
 from flows.context import LoopContext
-from flows.freeze import freeze
+from flows.freeze import Frozen, freeze
 from flows.local.workspace import Workspace
 from flows.round import run_round
 from flows.sync import sync
@@ -47,10 +47,10 @@ def chromium() -> str:
     return find_chromium()
 
 
-@pytest.fixture
-def project(chromium: str, workspace: Workspace, tmp_path: Path) -> DrawnProject:
-    """One model in service and its outlines published for the next batch."""
-    drawn = make_project(workspace, tmp_path / "drawn", NAME, n=10, **SURE)
+@pytest.fixture(scope="module")
+def project(chromium: str, workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> DrawnProject:
+    """One model in service and its outlines published for the next batch; each test takes the next task of it."""
+    drawn = make_project(workspace, tmp_path_factory.mktemp("drawn") / "drawn", NAME, n=12, **SURE)
     run_round(drawn.context)
     label_tasks(drawn.context, drawn.labels, 6)
     run_round(drawn.context)
@@ -94,11 +94,61 @@ def test_a_person_labels_the_first_task_of_the_queue(chromium: str, project: Dra
     sync(context)
     frozen = freeze(context)
     assert frozen.snapshot.annotation_ids[first.image_id] == [annotation_id]
-    sample = next(sample for sample in frozen.snapshot.samples if sample.image.image_id == first.image_id)
-    assert len(sample.instances) == len(shown)
-    assert {origin.source for origin in sample.instances.origins} == {"human-accepted"}  # the clicked cell too
-    assert len(match(iou_matrix(sample.instances, shown), 0.99)) == len(shown)
-    assert len(match(iou_matrix(sample.instances, truth(project, first)), 0.6)) == len(shown)
+    stored = labelled(frozen, first)
+    assert len(stored) == len(shown)
+    assert {origin.source for origin in stored.origins} == {"human-accepted"}  # the clicked cell too
+    assert len(match(iou_matrix(stored, shown), 0.99)) == len(shown)
+    assert len(match(iou_matrix(stored, truth(project, first)), 0.6)) == len(shown)
+
+
+def test_a_person_refines_a_click_and_draws_a_box(chromium: str, project: DrawnProject, tmp_path: Path) -> None:
+    context = project.context
+    row = queue(context)[0]
+    wait_until_served(context, row)
+    with sitting_person(chromium, context.endpoints, tmp_path) as person:
+        person.page.set_viewport_size({"width": 1300, "height": 1200})  # a box needs the whole image on the screen
+        person.log_in()
+        person.open_project(context.project.ls_project_id)
+        person.label_all_tasks()
+        assert person.task_id() == row.task_id
+        person.zoom_out()
+        offered = read(person.regions(), context.interface, row)
+        refined, boxed = np.argsort([np.count_nonzero(mask) for mask in offered.masks])[-2:].tolist()
+        for cell in (refined, boxed):
+            person.delete_region(*middle(offered, cell))
+        person.switch_on()
+        person.take_tool("key-point-tool")
+        centre, edge = middle(offered, refined), far_end(offered, refined)
+        point = place_of_label(context.interface, "keypointlabels")
+        person.click_for_cell(point, *centre)
+        (whole,) = read(person.suggested(), context.interface, row).masks
+        assert is_inside(person.suggested(), context.interface, row, edge)
+        person.click_for_cell(point, *edge, negative=True)
+        (cut,) = read(person.suggested(), context.interface, row).masks
+        assert np.count_nonzero(cut) < 0.9 * np.count_nonzero(whole)
+        assert is_inside(person.suggested(), context.interface, row, centre)
+        assert not is_inside(person.suggested(), context.interface, row, edge)
+        person.accept()
+        person.take_tool("rectangle-tool")
+        person.drag_for_cell(place_of_label(context.interface, "rectanglelabels"), *corners(offered, boxed))
+        (found,) = read(person.suggested(), context.interface, row).masks
+        person.accept()
+        shown = read(person.regions(), context.interface, row)
+        annotation_id = person.submit()
+    assert len(shown) == len(offered)
+    assert iou_matrix(shown, offered)[:, boxed].max() > 0.9
+    sync(context)
+    frozen = freeze(context)
+    assert frozen.snapshot.annotation_ids[row.image_id] == [annotation_id]
+    stored = labelled(frozen, row)
+    assert len(match(iou_matrix(stored, shown), 0.99)) == len(offered)
+    areas = sorted(np.count_nonzero(mask) for mask in stored.masks)
+    assert {np.count_nonzero(cut), np.count_nonzero(found)} <= set(areas)
+
+
+def labelled(frozen: Frozen, row: ImageRow) -> Instances:
+    """The cells of an image that the snapshot holds."""
+    return next(sample for sample in frozen.snapshot.samples if sample.image.image_id == row.image_id).instances
 
 
 def queue(context: LoopContext) -> list[ImageRow]:
@@ -138,12 +188,17 @@ def see_outlines(person: Person, project: DrawnProject, row: ImageRow) -> Instan
     return read(regions, context.interface, row)
 
 
+def place_of_label(interface: Interface, kind: str) -> int:
+    """Where the first label of the smart control of a kind stands in the row above the image."""
+    control = next(control for control in interface.controls if control.kind == kind and control.smart)
+    before = interface.controls[: interface.controls.index(control)]
+    return sum(len(other.labels) for other in before)
+
+
 def click_cell_back(person: Person, interface: Interface, x: float, y: float) -> None:
-    point = next(control for control in interface.controls if control.kind == "keypointlabels")
-    before = interface.controls[: interface.controls.index(point)]
-    person.take_point_tool()
-    person.choose_label(sum(len(control.labels) for control in before))
-    person.click_for_cell(x, y)
+    person.switch_on()
+    person.take_tool("key-point-tool")
+    person.click_for_cell(place_of_label(interface, "keypointlabels"), x, y)
     assert person.suggestions() == ["polygonregion"]
     person.accept()
 
@@ -184,6 +239,32 @@ def middle(cells: Instances, i: int) -> tuple[float, float]:
     left, top = cells.boxes_xyxy[i][:2]
     height, width = cells.shape
     return float((left + column + 0.5) / width * 100), float((top + row + 0.5) / height * 100)
+
+
+def far_end(cells: Instances, i: int) -> tuple[float, float]:
+    """A pixel well inside a cell, as far from its middle as there is one, in percent of the image."""
+    mask = cells.masks[i]
+    depth = cv2.distanceTransform(np.pad(mask.astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    left, top = cells.boxes_xyxy[i][:2]
+    height, width = cells.shape
+    x, y = middle(cells, i)
+    rows, columns = np.nonzero(depth >= 3)
+    far = int(np.hypot(rows + top + 0.5 - y / 100 * height, columns + left + 0.5 - x / 100 * width).argmax())
+    return float((left + columns[far] + 0.5) / width * 100), float((top + rows[far] + 0.5) / height * 100)
+
+
+def is_inside(regions: list[dict[str, Any]], interface: Interface, row: ImageRow, place: tuple[float, float]) -> bool:
+    """Whether one of the regions covers a place, given in percent."""
+    cells = to_label_image(read(regions, interface, row), on_overlap="score")
+    return bool(cells[int(place[1] / 100 * row.height), int(place[0] / 100 * row.width)])
+
+
+def corners(cells: Instances, i: int) -> tuple[tuple[float, float], tuple[float, float]]:
+    """A cell's box with a margin of 1 px, in percent of the image."""
+    x0, y0, x1, y1 = cells.boxes_xyxy[i].tolist()
+    height, width = cells.shape
+    low = (max(x0 - 1, 0) / width * 100, max(y0 - 1, 0) / height * 100)
+    return low, (min(x1 + 1, width) / width * 100, min(y1 + 1, height) / height * 100)
 
 
 def colour_at(tinted: npt.NDArray[np.bool_], x: float, y: float) -> bool:
