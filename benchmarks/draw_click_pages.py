@@ -1,0 +1,105 @@
+"""Pictures for the documents: a real image in Label Studio's page before a click, after it, and after a refining click.
+
+    python benchmarks/draw_click_pages.py --out docs/images [--image STEM] [--steps 400]
+
+Starts the services and a headless Chromium, trains a small model on the other images of examples/dsb2018-mini, takes it
+into service with its cells as pre-labels, removes its largest cell (mostly several that touch), clicks into it, and
+then, with Alt, into its far end: "not this". Writes `click-before.png`, `click.png` and `click-refined.png` and prints
+one JSON line with the areas of the two answers.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+from bench_dense_page import middle, place_of_label
+from harness import ROOT, report
+from served_project import publish_cells, services, wait_for_model
+
+from flows.context import open_context
+from flows.folders import train_folder
+from flows.start import start_project
+from loop.config import load_config
+from loop.data.store import read_image
+from loop.labelstudio.results import from_results
+from loop.models.segmenter import Segmenter
+from loop.training.checkpoint import load_checkpoint
+from loop.types import Instances
+
+sys.path.insert(0, str(ROOT / "tests" / "services"))
+from browser import find_chromium, sitting_person
+
+MINI = ROOT / "examples" / "dsb2018-mini"
+NAME = "click-pages"
+
+
+def far_end(cells: Instances, i: int) -> tuple[float, float]:
+    """A pixel 4 px inside a cell, the farthest from its middle, in percent of the image."""
+    depth = cv2.distanceTransform(np.pad(cells.masks[i].astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    rows, columns = np.nonzero(depth >= min(4.0, depth.max()))
+    height, width = cells.shape
+    left, top = cells.boxes_xyxy[i][:2].tolist()
+    x, y = middle(cells, i)
+    far = int(np.hypot(columns + left + 0.5 - x / 100 * width, rows + top + 0.5 - y / 100 * height).argmax())
+    return (left + columns[far] + 0.5) / width * 100, (top + rows[far] + 0.5) / height * 100
+
+
+def main() -> None:
+    """Starts everything, draws, stops it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--image", required=True, help="stem of the image that is shown")
+    parser.add_argument("--steps", type=int, default=400)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    with services() as workspace:
+        teaching, shown = workspace.root.parent / "teaching", workspace.root.parent / "shown"
+        for folder in (teaching / "images", teaching / "labels", shown / "images"):
+            folder.mkdir(parents=True)
+        for path in sorted((MINI / "images").iterdir()):
+            if path.stem == given.image:
+                shutil.copy(path, shown / "images")
+            else:
+                shutil.copy(path, teaching / "images")
+                shutil.copy(MINI / "labels" / path.name, teaching / "labels")
+        config = load_config(None, {"train.max_steps": given.steps, "model.name": "unet", "model.base": 16})
+        start_project(workspace, shown / "images", NAME, config)
+        context = open_context(workspace, NAME)
+        train_folder(teaching, workspace.root.parent / "model", config, lambda step, values: None)
+        with context.registry.start_run("pages", params={}, tags={"seed": 0}) as run:
+            version = context.registry.register(run.run_id, workspace.root.parent / "model", tags={"seed": 0})
+        context.registry.promote(version, "the only one", {})
+        (row,) = context.index.images(NAME)
+        checkpoint = load_checkpoint(workspace.root.parent / "model")
+        segmenter = Segmenter(checkpoint.net, checkpoint.model_config, checkpoint.instance_config)
+        cells = segmenter.predict(read_image(Path(row.path)).pixels, image_id=row.image_id).instances
+        publish_cells(context, {row.image_id: cells}, version)
+        wait_for_model(context, version.label)
+        i = int(np.argmax([np.count_nonzero(mask) for mask in cells.masks]))
+        areas = []
+        with sitting_person(find_chromium(), context.endpoints, workspace.root.parent) as person:
+            person.log_in()
+            person.open_project(context.project.ls_project_id)
+            person.label_all_tasks()
+            person.zoom_out()
+            person.page.screenshot(path=given.out / "click-before.png")
+            person.delete_region(*middle(cells, i))
+            person.switch_on()
+            person.take_tool("key-point-tool")
+            for place, negative, name in (
+                (middle(cells, i), False, "click.png"),
+                (far_end(cells, i), True, "click-refined.png"),
+            ):
+                person.click_for_cell(place_of_label(context.interface), *place, negative=negative)
+                person.page.wait_for_timeout(500)
+                person.page.screenshot(path=given.out / name)
+                answer = from_results(person.suggested(), context.interface, cells.shape).instances
+                areas += [int(sum(np.count_nonzero(mask) for mask in answer.masks))]
+        report("click_pages", image=given.image, cells=len(cells), area_px=areas)
+
+
+if __name__ == "__main__":
+    main()
