@@ -109,14 +109,17 @@ def publish_cells(context: LoopContext, cells: Mapping[str, Instances], version:
 
 
 def wait_for_model(context: LoopContext, label: str, timeout_s: float = 60.0) -> None:
-    """Returns when the backend has this model in service.
+    """Returns when the backend answers and has this model in service.
 
     Raises:
         TimeoutError: it has not.
     """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        metrics = httpx.get(f"{context.endpoints.backend_url}/metrics", timeout=10, trust_env=False).text
+        try:
+            metrics = httpx.get(f"{context.endpoints.backend_url}/metrics", timeout=10, trust_env=False).text
+        except httpx.TransportError:
+            metrics = ""
         if f'model="{label}"' in metrics:
             return
         time.sleep(0.3)
