@@ -328,7 +328,7 @@ def load_config(path: Path | None = None, overrides: dict[str, Any] | None = Non
             loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the config {path}: {error.strerror}; give a YAML file") from error
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is no YAML: {error}; see configs/loop.yaml") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise ConfigError(f"{path} holds a {type(loaded).__name__}; expected a mapping as in configs/loop.yaml")

@@ -50,6 +50,13 @@ def test_what_is_wrong_is_said(tmp_path: Path, text: str, said: str) -> None:
         load_config(path)
 
 
+def test_a_file_that_is_no_text_is_no_yaml(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"train: {minutes: \xff}")
+    with pytest.raises(ConfigError, match="no YAML"):
+        load_config(path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"absent\.yaml"):
         load_config(tmp_path / "absent.yaml")

@@ -114,23 +114,23 @@ def to_uint8(raw: Raw, between: tuple[float, float] | None = None) -> tuple[UInt
     Raises:
         ImageError: NaN, infinity or complex numbers.
     """
+    if raw.dtype.kind not in "buif":
+        raise ImageError(f"its pixels are {raw.dtype}; expected whole numbers or floats")
+    wrong = raw.size - np.count_nonzero(np.isfinite(raw)) if raw.dtype.kind == "f" else 0
+    if wrong:
+        raise ImageError(f"it holds NaN or infinity in {wrong} places; replace them by numbers")
+    if raw.dtype == np.bool_:
+        raw = raw.astype(np.uint8) * np.uint8(255)
     if between is not None:
         return _scaled(raw.astype(np.float64), *between), *between
-    if raw.dtype == np.bool_:
-        return raw.astype(np.uint8) * np.uint8(255), 0.0, 255.0
     if raw.dtype == np.uint8:
         return raw, 0.0, 255.0
-    if raw.dtype.kind not in "uif":
-        raise ImageError(f"its pixels are {raw.dtype}; expected whole numbers or floats")
     if raw.dtype == np.uint16:
         counts = np.zeros(65536, dtype=np.int64)
         for rows in np.array_split(raw, max(1, raw.size // 2**22)):
             counts += np.bincount(rows.ravel(), minlength=65536)
         low, high = percentiles_of_counts(counts, (LOWER, UPPER))
     else:
-        wrong = raw.size - np.count_nonzero(np.isfinite(raw))
-        if wrong:
-            raise ImageError(f"it holds NaN or infinity in {wrong} places; replace them by numbers")
         low, high = (float(v) for v in np.percentile(raw, (LOWER, UPPER)))
     if low == high:
         low, high = float(raw.min()), float(raw.max())

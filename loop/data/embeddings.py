@@ -6,9 +6,9 @@ arrays are kept as they come, which is in half precision (`Embedding.to_arrays`)
 
 import logging
 import os
-import tempfile
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -71,20 +71,24 @@ class EmbeddingStore:
     def get(self, sha256: str, model: str) -> Arrays | None:
         """What was put for this image and model, or None. It is now the last one asked for.
 
-        A damaged file is named in the log, removed and counts as none.
+        A damaged file is named in the log, removed and counts as none. So does one that cannot be read, which stays.
         """
         path = self._path(sha256, model)
         try:
             data = path.read_bytes()
-            now = time.time_ns()
-            os.utime(path, ns=(now, now))
-            return load(data)
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            logger.warning("encoded image %s is damaged (%s); it is made again", path.name, error)
-            path.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning("encoded image %s cannot be read (%s); it is made again", path.name, error.strerror)
             return None
+        try:
+            found: Arrays = load(data)
+        except (SafetensorError, ValueError, KeyError) as error:
+            logger.warning("encoded image %s is damaged (%s); it is made again", path.name, error)
+            _quietly(path.name, lambda: path.unlink(missing_ok=True))
+            return None
+        _quietly(path.name, lambda: _touch(path))
+        return found
 
     def put(self, sha256: str, model: str, arrays: Mapping[str, npt.NDArray[Any]]) -> bool:
         """Keeps `arrays`, in place of earlier ones, and makes room; False where they are not kept.
@@ -119,15 +123,28 @@ class EmbeddingStore:
 
 def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    temporary = path.with_name(f"{uuid.uuid4().hex}.tmp")  # not of tempfile: other users' processes are to read it
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
-        now = time.time_ns()
-        os.utime(temporary, ns=(now, now))
-        Path(temporary).replace(path)
+        _touch(temporary)
+        temporary.replace(path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def _touch(path: Path) -> None:
+    """Says that the file was asked for now, finer than the system's own clock of files."""
+    now = time.time_ns()
+    os.utime(path, ns=(now, now))
+
+
+def _quietly(name: str, step: Callable[[], None]) -> None:
+    """Does what nobody's answer depends on; a folder of another user may not allow it."""
+    try:
+        step()
+    except OSError as error:
+        logger.debug("encoded image %s: %s", name, error)
 
 
 def _files(directory: Path) -> list[_File]:

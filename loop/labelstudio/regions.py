@@ -138,8 +138,15 @@ def value_of(region: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def label_names(value: Mapping[str, Any], kind: str) -> list[str]:
-    """The labels that a region's value carries, by what its control is called or as smart tools send them."""
-    return [str(name) for name in value.get(f"{kind}labels") or value.get("labels") or ()]
+    """The labels that a region's value carries, by what its control is called or as smart tools send them.
+
+    Raises:
+        LabelError: they are no list.
+    """
+    names = value.get(f"{kind}labels") or value.get("labels") or []
+    if not isinstance(names, list):
+        raise LabelError(f"its labels are {str(names)[:60]!r}; expected a list of names")
+    return [str(name) for name in names]
 
 
 def name_of(region: Mapping[str, Any]) -> str:

@@ -203,7 +203,7 @@ def from_results(
     unknown: list[str] = []
     cells: list[Cell] = []
     done: BoolArray | None = None
-    before = {region.get("id"): region for region in offered if isinstance(region, dict)}
+    before = {str(region.get("id")): region for region in offered if isinstance(region, dict)}
     shapes = [region for region in regions if kind_of(region) not in _NOT_SHAPES and not is_prompt(region, interface)]
     for region in shapes:
         check_frame(region, shape, image_id)
@@ -214,7 +214,7 @@ def from_results(
                 add_area(pixels, done)
                 continue
             cell = read_cell(region, interface, pixels)
-            origin = origin_of(region, cell, before.get(region.get("id")), interface, started_from)
+            origin = origin_of(region, cell, before.get(str(region.get("id"))), interface, started_from)
         except (InputError, NonFiniteError) as error:
             unreadable.append(f"{name_of(region)}: {error}")
         else:
@@ -246,11 +246,14 @@ def prompts_from_context(context: Mapping[str, Any] | None, shape: tuple[int, in
 
     Raises:
         LabelError: a prompt is neither keypoint nor rectangle, has no numbers, or was placed on an image of another
-            size.
+            size; or the result is no list of prompts.
     """
     height, width = shape
     points, positive, boxes, labels = [], [], [], []
-    for region in (context or {}).get("result") or []:
+    regions = (context or {}).get("result") or []
+    if not isinstance(regions, list) or not all(isinstance(region, dict) for region in regions):
+        raise LabelError(f"the prompts are {str(regions)[:60]!r}; expected a list of objects")
+    for region in regions:
         check_frame(region, shape, "")
         kind, value = kind_of(region), value_of(region)
         if kind == "keypoint":
@@ -273,10 +276,9 @@ def prompts_from_context(context: Mapping[str, Any] | None, shape: tuple[int, in
 
 def is_unusable(results: Sequence[Any]) -> bool:
     """True where a person marked the image with the choice "unusable"."""
-    return any(
-        isinstance(item, dict) and kind_of(item) == "choices" and UNUSABLE in value_of(item).get("choices", ())
-        for item in results
-    )
+    values = [item.get("value") for item in results if isinstance(item, dict) and kind_of(item) == "choices"]
+    chosen = [value.get("choices") for value in values if isinstance(value, dict)]
+    return any(isinstance(names, list) and UNUSABLE in names for names in chosen)
 
 
 class _Target(NamedTuple):

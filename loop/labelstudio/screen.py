@@ -88,7 +88,7 @@ def _wanted(region: Any, interface: Interface, shape: tuple[int, int], near: Seq
         percent = np.asarray(region["value"]["points"], np.float64)
         x0, y0 = percent.min(axis=0) * (shape[1] / 100, shape[0] / 100)
         x1, y1 = percent.max(axis=0) * (shape[1] / 100, shape[0] / 100)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         logger.debug("%s is not looked at: %s: %s", name_of(region), type(error).__name__, error)
         return False
     return bool(x0 < near[2] and x1 > near[0] and y0 < near[3] and y1 > near[1])

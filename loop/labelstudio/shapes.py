@@ -8,6 +8,7 @@ import base64
 import binascii
 import math
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,7 +41,7 @@ def to_pixels(percent: Any, shape: tuple[int, int]) -> PointArray:
     """
     try:
         points = np.asarray(percent, np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise LabelError(f"its points are {str(percent)[:60]}; expected pairs of numbers") from error
     if points.ndim != 2 or points.shape[1] != 2 or not (np.abs(points) < _FARTHEST_PERCENT).all():
         raise LabelError(f"its points are {str(percent)[:60]}; expected pairs of numbers 0..100")
@@ -54,8 +55,8 @@ def number(value: Mapping[str, Any], key: str, default: float | None = None) -> 
         LabelError: there is something else, or nothing and no default.
     """
     given = value.get(key, default)
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
-        raise LabelError(f"its {key} is {given!r}; expected a number")
+    if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given) <= sys.float_info.max:
+        raise LabelError(f"its {key} is {str(given)[:60]}; expected a number")
     return float(given)
 
 

@@ -39,7 +39,7 @@ class Typical:
     spread: tuple[float, ...]
     cells: int
 
-    def of(self, masks: Sequence[BoolArray], *, cut: Sequence[bool] | None = None) -> Float64Array:
+    def of(self, masks: Sequence[BoolArray], *, cut: Sequence[bool] | BoolArray | None = None) -> Float64Array:
         """How usual cells of these sizes and shapes are; nothing is impossible.
 
         1 / (1 + d^2 / 3), where d^2 sums the squared deviations from the medians in spreads over the three features. A
@@ -61,7 +61,7 @@ class Typical:
         flags = np.zeros(len(masks), np.bool_) if cut is None else np.asarray(cut, np.bool_)
         if flags.shape != (len(masks),):
             raise ShapeError(f"{len(masks)} masks but flags of shape {flags.shape}; expected one flag a mask")
-        features = np.reshape([_measure(mask) for mask in masks], (-1, len(FEATURES)))
+        features = np.reshape([shape_of(mask) for mask in masks], (-1, len(FEATURES)))
         deviation = (features - np.array(self.median)) / np.array(self.spread)
         deviation[:, 1] = np.minimum(deviation[:, 1], 0)
         deviation[flags, 0] = np.maximum(deviation[flags, 0], 0)
@@ -105,7 +105,7 @@ def fit_typical(images: Sequence[Instances]) -> Typical | None:
     for cells in images:
         for is_cut, mask in zip(touches_edge(cells), cells.masks, strict=True):
             if mask.any():
-                (at_edge if is_cut else whole).append(_measure(mask))
+                (at_edge if is_cut else whole).append(shape_of(mask))
     measured = whole if len(whole) >= LEAST_CELLS else whole + at_edge
     if len(measured) < LEAST_CELLS:
         return None
@@ -121,8 +121,12 @@ def touches_edge(cells: Instances) -> BoolArray:
     return np.asarray((boxes[:, :2] == 0).any(axis=1) | (boxes[:, 2] == width) | (boxes[:, 3] == height))
 
 
-def _measure(mask: BoolArray) -> tuple[float, ...]:
-    """The three features of a mask, in the order of FEATURES."""
+def shape_of(mask: BoolArray) -> tuple[float, ...]:
+    """The three features of a mask (h, w), cropped or not, in the order of FEATURES; `Typical` says what they are.
+
+    Raises:
+        ShapeError: the mask is empty.
+    """
     moments = cv2.moments(mask.astype(np.uint8), binaryImage=True)
     area = moments["m00"]
     if not area:

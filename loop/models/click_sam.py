@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loop.labelstudio.results import Prompts
-from loop.metrics.typical import Typical
+from loop.metrics.typical import Typical, touches_edge
 from loop.models.click import Points, cell_near, close_gaps, cut_away
 from loop.models.sam import Answers
 from loop.models.sam_steps import Multimask
@@ -28,6 +28,9 @@ quarter as typical must be expected to have twice the IoU. Boxes and several poi
 it."""
 PROMPT_WEIGHT = 1.5
 """Of ln(share of positive points held) and ln(IoU with the drawn box): what a person says outweighs what is usual."""
+BEYOND_WEIGHT = 0.35
+"""Of ln(share of the mask that lies in the drawn box). What lies beyond it is cut off, so this only decides between
+masks: a clump that is cut at the box looks as usual and as well placed as the cell in it."""
 CUT_PENALTY = 0.5
 """Of a mask that had to be cut because SAM left a negative point in it."""
 MARGIN = 8
@@ -36,7 +39,7 @@ _MIDDLE_FIRST = (1, 2, 0)  # of equal masks: the whole cell before the clump and
 
 
 class Answering(Protocol):
-    """A network that answers prompts about an encoded image: loop/models/sam.py, sam2.py."""
+    """A network that answers prompts about an encoded image: loop/models/sam.py."""
 
     def decode(
         self,
@@ -81,6 +84,15 @@ class _Piece(NamedTuple):
         height, width = self.mask.shape
         return [(y, x) for x, y in xy.tolist() if 0 <= x < width and 0 <= y < height]
 
+    def within(self, box: npt.NDArray[np.float64]) -> "_Piece":
+        """Without the pixels that the box does not touch; whole for a box without area, which is a point."""
+        x0, y0, x1, y1 = box.tolist()
+        if x0 >= x1 or y0 >= y1:
+            return self
+        rows, columns = (np.arange(n) + start for n, start in zip(self.mask.shape, self[1:], strict=True))
+        inside = ((rows + 1 > y0) & (rows < y1))[:, None] & (columns + 1 > x0) & (columns < x1)
+        return self._replace(mask=self.mask & inside)
+
     def crop(self) -> Crop | None:
         """Cut to its pixels, in the image's frame."""
         found = crop_mask(self.mask, x0=self.column)
@@ -109,9 +121,10 @@ def sam_cell_at(
     - positive points that the answer leaves out by more than 3 px are asked for once more by themselves and joined;
     - only negative points: nothing.
 
-    Of each mask the pieces under a positive point (or within 3 px of it) stay, of a box without points the largest
-    piece in the box, with gaps of up to 4 px closed before where there is a box or more than one positive point, and
-    holes filled. A negative point that is still in it divides it by the watershed of loop/models/click.py.
+    Of each mask the pixels that the box does not touch are cut off, where there is one. Then the pieces under a
+    positive point (or within 3 px of it) stay, of a box without points the largest piece in the box, with gaps of up to
+    4 px closed before where there is a box or more than one positive point, and holes filled. A negative point that is
+    still in it divides it by the watershed of loop/models/click.py.
 
     Of the masks of a prompt the one with the highest sum is taken:
     - ln of the IoU that SAM expects;
@@ -119,6 +132,7 @@ def sam_cell_at(
       SAM's own order stands as in the paper (the middle mask of equals, which is the whole thing, not part or group);
     - PROMPT_WEIGHT x ln of the share of positive points in it; with none in it the mask is out;
     - PROMPT_WEIGHT x ln of the IoU of its box with the box that was drawn: a box merges what lies in it;
+    - BEYOND_WEIGHT x ln of the share of the mask's pixels that lay in the box;
     - ln CUT_PENALTY where a negative point had to be cut away.
 
     Three masks are in the choice, and the one for clear prompts where there is a box or more than one point.
@@ -209,9 +223,8 @@ def _best(sam: Answering, embedding: Encoded, asked: Prompts, typical: Typical |
         if crop is not None:
             candidates += _candidate(crop, float(answer.scores[0, k]), asked, embedding.shape)
     if typical is not None and candidates:
-        usual = typical.of(
-            [c.crop.mask for c in candidates], cut=[_at_edge(c.crop, embedding.shape) for c in candidates]
-        )
+        boxes, masks = zip(*(candidate.crop for candidate in candidates), strict=True)
+        usual = typical.of(masks, cut=touches_edge(Instances.build(embedding.shape, boxes, masks)))
         weights = (TYPICAL_WEIGHT / 2 if clear else TYPICAL_WEIGHT) * np.log(usual)
         candidates = [c._replace(value=c.value + float(w)) for c, w in zip(candidates, weights, strict=True)]
     return max(candidates, key=lambda candidate: candidate.value, default=None)
@@ -220,6 +233,9 @@ def _best(sam: Answering, embedding: Encoded, asked: Prompts, typical: Typical |
 def _candidate(crop: Crop, score: float, asked: Prompts, shape: tuple[int, int]) -> list[_Candidate]:
     """The mask cut to what is meant, with its value but for typicality; none where nothing of it is meant."""
     piece = _paste([crop], shape)
+    for box in asked.boxes_xyxy:
+        piece = piece.within(box)
+    held = np.count_nonzero(piece.mask) / np.count_nonzero(crop.mask)
     positive, n_positive = piece.points(asked, True), int(asked.positive.sum())
     mask = _filled(close_gaps(piece.mask) if len(asked.boxes_xyxy) or n_positive > 1 else piece.mask)
     pieces = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[1]
@@ -239,7 +255,7 @@ def _candidate(crop: Crop, score: float, asked: Prompts, shape: tuple[int, int])
         return []
     if len(asked.boxes_xyxy):
         share *= max(_box_iou(cut.box_xyxy, asked.boxes_xyxy[0]), _LEAST_SCORE)
-    value = math.log(max(score, _LEAST_SCORE)) + PROMPT_WEIGHT * math.log(share)
+    value = math.log(max(score, _LEAST_SCORE)) + PROMPT_WEIGHT * math.log(share) + BEYOND_WEIGHT * math.log(held)
     return [_Candidate(cut, score, value + (math.log(CUT_PENALTY) if negative else 0))]
 
 
@@ -263,11 +279,6 @@ def _box_iou(found: Sequence[float], drawn: npt.NDArray[np.float64]) -> float:
     a0, b0, a1, b1 = drawn.tolist()
     shared = max(min(x1, a1) - max(x0, a0), 0) * max(min(y1, b1) - max(y0, b0), 0)
     return float(shared / ((x1 - x0) * (y1 - y0) + (a1 - a0) * (b1 - b0) - shared))
-
-
-def _at_edge(crop: Crop, shape: tuple[int, int]) -> bool:
-    x0, y0, x1, y1 = crop.box_xyxy
-    return x0 == 0 or y0 == 0 or x1 == shape[1] or y1 == shape[0]
 
 
 def _paste(crops: Sequence[Crop], shape: tuple[int, int]) -> _Piece:

@@ -177,10 +177,15 @@ def checkpoint_path(kind: str, checkpoint: str = "") -> Path:
     """Where the weights of SAM `kind` lie: `checkpoint`, or the published file in `models_folder()`.
 
     Raises:
-        CheckpointError: it is not there; the text says where it is looked for, where to get it, and its checksum.
+        CheckpointError: it is not there, or out of reach; the text says where it is looked for, where to get it, and its
+            checksum.
     """
-    path = Path(checkpoint).expanduser() if checkpoint else models_folder() / SAM_FILES[kind]
-    if not path.is_file():
+    try:
+        path = Path(checkpoint).expanduser() if checkpoint else models_folder() / SAM_FILES[kind]
+        found = path.is_file()
+    except (OSError, RuntimeError) as error:  # a folder that may not be entered, a home of nobody
+        raise CheckpointError(f"weights of SAM {kind} at {checkpoint!r}: {error}; name another file") from error
+    if not found:
         wanted = PUBLISHED[SAM_FILES[kind]]
         raise CheckpointError(
             f"no weights of SAM {kind}: {path} is not there; download {wanted.url} ({wanted.size} bytes, sha256 "

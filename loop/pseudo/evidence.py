@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 
 from loop.errors import ShapeError
-from loop.metrics.matching import Float64Array, areas
+from loop.metrics.matching import Float64Array
+from loop.metrics.typical import shape_of, touches_edge
 from loop.pseudo.fusion import Fused
 from loop.types import BoolArray, FloatArray, Instances, IntArray, UInt8Array
 
@@ -18,7 +19,7 @@ EVIDENCE: tuple[str, ...] = (
     "score",
     "area",
     "odd_area",
-    "solidity",
+    "hull_share",
     "eccentricity",
     "at_edge",
     "contrast",
@@ -39,7 +40,8 @@ def evidence(fused: Fused, image: UInt8Array, trust: Mapping[str, float]) -> Flo
     - found_by: share of the labellers, by trust, that found the cell; agreement: their mean IoU with it, by trust.
     - stability, score: logits of those of the fused cell.
     - area: ln px; odd_area: |ln(area / median area in the image)|.
-    - solidity: area / area of the convex hull; eccentricity: of the ellipse of equal second moments, 0 = circle.
+    - hull_share: the solidity of loop/metrics/typical.py; eccentricity: of the ellipse of equal second moments, 0 =
+      circle. (Calibrators that learnt from the "solidity" of another hull rule are told apart by the name.)
     - at_edge: 1 where the cell touches the image's edge, else 0.
     - contrast: |mean inside - mean in a ring of 3 px outside, other cells left out| / standard deviation of the image;
       0 where the ring lies in other cells or beyond the image's edge.
@@ -67,8 +69,7 @@ def evidence(fused: Fused, image: UInt8Array, trust: Mapping[str, float]) -> Flo
         raise ShapeError(f"the image is {image.shape}, its cells lie in {cells.shape}; expected (H, W, C) of that H, W")
     found_by, agreement = _agreement(fused, trust)
     stability, score = _logit(fused.stability), _logit(cells.scores)
-    size = np.log(areas(cells))
-    shapes = np.array([_shape(mask) for mask in cells.masks])
+    size, solidity, elongation = np.array([shape_of(mask) for mask in cells.masks]).T
     surroundings = _surroundings(cells, image)
     columns = [
         found_by,
@@ -77,9 +78,9 @@ def evidence(fused: Fused, image: UInt8Array, trust: Mapping[str, float]) -> Flo
         score,
         size,
         np.abs(size - np.median(size)),
-        shapes[:, 0],
-        shapes[:, 1],
-        _at_edge(cells),
+        solidity,
+        np.sqrt(1 - np.exp(-2 * elongation)),
+        touches_edge(cells),
         *surroundings.T,
         np.full(len(cells), stability.mean()),
         np.full(len(cells), score.mean()),
@@ -99,25 +100,6 @@ def _logit(share: FloatArray) -> Float64Array:
     """ln(p / (1 - p)) of (N,) in [0, 1], kept within about 7 of 0."""
     p = np.clip(share.astype(np.float64), _SURE, 1 - _SURE)
     return np.asarray(np.log(p / (1 - p)))
-
-
-def _shape(mask: BoolArray) -> tuple[float, float]:
-    """Solidity in (0, 1] and eccentricity in [0, 1) of a mask with at least one pixel."""
-    moments = cv2.moments(mask.astype(np.uint8), binaryImage=True)
-    area = moments["m00"]
-    xx, yy, xy = (moments[name] / area for name in ("mu20", "mu02", "mu11"))
-    spread = float(np.hypot(xx - yy, 2 * xy))
-    longer, shorter = (xx + yy + spread) / 2 + 1 / 12, max((xx + yy - spread) / 2, 0.0) + 1 / 12
-    rows, columns = np.nonzero(mask)
-    corners = np.stack([columns, rows], axis=1).astype(np.int32)
-    hull = cv2.convexHull(corners)
-    filled = cv2.fillConvexPoly(np.zeros(mask.shape, np.uint8), hull, 1)
-    return area / max(float(np.count_nonzero(filled)), area), float(np.sqrt(1 - shorter / longer))
-
-
-def _at_edge(cells: Instances) -> BoolArray:
-    (height, width), boxes = cells.shape, cells.boxes_xyxy
-    return np.asarray((boxes[:, :2] == 0).any(axis=1) | (boxes[:, 2] == width) | (boxes[:, 3] == height))
 
 
 class _Scene(NamedTuple):

@@ -197,3 +197,44 @@ def test_what_is_encoded_is_stretched_and_keeps_its_colours():
     seen = to_encode(bright)
     assert (seen[10, 10] == 255).all()  # a bright ground stays bright
     assert seen[0, 0, 0] > seen[0, 0, 1]
+
+
+@pytest.mark.parametrize("fault", [PermissionError(13, "denied"), OSError(24, "too many open files")])
+def test_a_file_that_cannot_be_read_now_is_a_miss_and_stays(tmp_path, monkeypatch, caplog, fault):
+    store = EmbeddingStore(tmp_path, 10**6)
+    store.put(_sha(1), MODEL, _arrays(4.0))
+
+    def refuse(path):
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr("pathlib.Path.read_bytes", refuse)
+        assert store.get(_sha(1), MODEL) is None
+    assert "cannot be read" in caplog.text
+    assert store.get(_sha(1), MODEL)["features"][0, 0] == 4.0
+
+
+def test_a_folder_of_another_user_is_read_all_the_same(tmp_path, monkeypatch):
+    store = EmbeddingStore(tmp_path, 10**6)
+    for i in range(2):
+        store.put(_sha(i), MODEL, _arrays(4.0))
+    damaged = next(path for path in tmp_path.rglob("*.safetensors") if path.stem == _sha(0))
+    damaged.write_bytes(b"")
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(1, "not yours")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr("pathlib.Path.unlink", refuse)
+    assert store.get(_sha(0), MODEL) is None
+    assert store.get(_sha(1), MODEL)["features"][0, 0] == 4.0
+
+
+def test_files_are_open_to_those_whom_the_mask_of_the_process_lets_in(tmp_path):
+    before = os.umask(0o027)
+    try:
+        EmbeddingStore(tmp_path, 10**6).put(_sha(1), MODEL, _arrays())
+    finally:
+        os.umask(before)
+    (path,) = tmp_path.rglob("*.safetensors")
+    assert path.stat().st_mode & 0o777 == 0o640

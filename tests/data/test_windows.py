@@ -122,6 +122,24 @@ def test_one_value_and_numbers_that_are_none(tmp_path):
         intensities(image)
 
 
+@pytest.mark.parametrize("odd", [np.nan, np.inf, 1j])
+def test_a_part_with_numbers_that_are_none_is_refused_as_the_whole_is(tmp_path, odd):
+    broken = np.ones((20, 20), np.complex64 if odd == 1j else np.float32)
+    broken[3, 4] = odd
+    tifffile.imwrite(tmp_path / "a.tif", broken, photometric="minisblack")
+    for between in (None, (0.0, 2.0)):
+        with pytest.raises(ImageError, match=r"a\.tif: (it holds NaN or infinity|its pixels are complex64)"):
+            store.read_image(tmp_path / "a.tif", between)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_images_own_range_changes_nothing(tmp_path, name):
+    array, options = FILES[name]
+    tifffile.imwrite(tmp_path / "a.tif", array, **options)
+    pixels, low, high = store.read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(store.read_image(tmp_path / "a.tif", (low, high)).pixels, pixels)
+
+
 def test_a_large_tiff_is_described_part_by_part(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "a.tif", DEEP, **TILED, compression="zlib")
     expected = store.describe(tmp_path / "a.tif", group="s")

@@ -289,6 +289,9 @@ def test_a_region_without_a_label_belongs_to_the_only_class():
         (region("rectangle", "r", {"x": 1, "y": 1, "width": None, "height": 3}), "its width is None"),
         (region("ellipse", "e", {"x": 1, "y": 1, "radiusX": 0, "radiusY": 3}), "covers no pixel"),
         (region("bitmask", "m", {"imageDataURL": "x"}), "expected data:image/png"),
+        (region("polygon", "p", {"points": [[0, 0], [9, 0], [9, 10**400]]}), "pairs of numbers"),
+        (region("rectangle", "r", {"x": 10**400, "y": 1, "width": 2, "height": 3}), "its x is 1000"),
+        ({**region("rectangle", "r", {}), "value": {"rectanglelabels": 7}}, "its labels are '7'"),
         ({**region("polygon", "p", {}), "value": None}, "its value is a NoneType"),
         ("junk", "a str in place of a region"),
     ],
@@ -299,6 +302,19 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_kept(item, says):
     assert len(parsed.instances) == 1
     assert len(parsed.unreadable) == 1
     assert says in parsed.unreadable[0]
+
+
+@pytest.mark.parametrize("odd", [["a"], {"a": 1}, None, 5])
+def test_an_id_of_any_kind_is_read(odd):
+    drawn = region("rectangle", "r", {"x": 20, "y": 10, "width": 5, "height": 10})
+    from_a_model = {**drawn, "id": odd, "origin": "prediction"}
+    parsed = from_results([from_a_model], PERSONS, (100, 200), offered=[{**drawn, "id": odd}])
+    assert [origin.source for origin in parsed.instances.origins] == ["human-accepted"]
+
+
+@pytest.mark.parametrize("value", [None, 5, {}, {"choices": None}, {"choices": 5}, {"choices": "unusable"}])
+def test_a_damaged_choice_says_nothing(value):
+    assert not is_unusable([{"id": "c", "type": "choices", "value": value}])
 
 
 def test_a_models_cells_keep_their_scores_and_a_persons_do_not():
@@ -368,6 +384,8 @@ def test_no_prompts(context):
 
 def test_prompts_that_cannot_be_understood_are_refused():
     cases = [
+        (5, "expected a list of objects"),
+        (captured("keypoint", "point", {"x": 10**400, "y": 3}), "its x is 1000"),
         (captured("brush", "brush", {"rle": []}), "is no prompt; expected keypoints or rectangles"),
         (captured("keypoint", "point", {"x": None, "y": 3}), "its x is None"),
         (
@@ -378,3 +396,5 @@ def test_prompts_that_cannot_be_understood_are_refused():
     for item, says in cases:
         with pytest.raises(LabelError, match=says):
             prompts_from_context({"result": [item]}, (512, 512))
+    with pytest.raises(LabelError, match="expected a list of objects"):
+        prompts_from_context({"result": 5}, (512, 512))

@@ -3,7 +3,9 @@ import logging
 import numpy as np
 import pytest
 
+from loop.labelstudio import results
 from loop.labelstudio.interface import Interface, label_config
+from loop.labelstudio.regions import read_cell
 from loop.labelstudio.results import to_results
 from loop.labelstudio.screen import others_on_screen
 from loop.masks import from_masks, to_dense
@@ -112,6 +114,8 @@ def test_prompts_areas_and_choices_are_no_cells():
         {"value": None},
         {"value": {"points": [[1, 2], [3]], "polygonlabels": ["Cell"]}},
         {"value": {"points": None, "polygonlabels": ["Cell"]}},
+        {"value": {"points": [[10**400, 2], [3, 4], [5, 1]], "polygonlabels": ["Cell"]}},
+        {"id": ["a"], "from_name": "nothing"},
         {"value": {"points": [[1, 2], [3, 4], [5, 1]], "polygonlabels": 7}},
         {"value": {"points": [[1, 2], [3, 4], [5, 1]], "polygonlabels": ["Nobody's"]}},
         {"type": "brushlabels", "from_name": "brush", "value": {"rle": {"a": 1}, "brushlabels": ["Cell"]}},
@@ -126,10 +130,14 @@ def test_one_odd_region_costs_only_itself(change, near):
     same(shown({"drafts": [body([*regions(A), odd, 5, None, *regions(B)])]}, near=near), A, B)
 
 
-def test_what_is_left_out_stands_in_the_log(caplog):
-    regular, wild = ({"value": {"points": [[1, 2], [3, 4]], "polygonlabels": label}} for label in (["Cell"], 7))
+def test_what_is_left_out_stands_in_the_log(caplog, monkeypatch):
+    def read(region, *rest):
+        return read_cell(region, *rest) if region["id"] == "two" else 7 / 0
+
+    monkeypatch.setattr(results, "read_cell", read)
+    damaged = {"value": {"points": [[1, 2], [3, 4]], "polygonlabels": ["Cell"]}}
     with caplog.at_level(logging.DEBUG, logger="loop"):
-        shown({"drafts": [body([regions(C)[0] | {"id": "two"} | regular, regions(C)[0] | {"id": "seven"} | wild])]})
+        shown({"drafts": [body([regions(C)[0] | {"id": name} | damaged for name in ("two", "seven")])]})
     levels = {
         name: record.levelname for record in caplog.records for name in ("two", "seven") if name in record.message
     }

@@ -212,6 +212,23 @@ def test_of_pieces_far_apart_the_one_with_most_pixels_in_the_box_is_taken():
     assert answer(Script([[(both, 0.9)] * 4]), prompts(boxes=[(0, 0, 10, 10)])) is None
 
 
+def test_the_answer_to_a_box_ends_at_the_box():
+    drawn = prompts(boxes=[(20.4, 24.0, 41.0, 36.5)])
+    kept = answer(Script([[(CLUMP, 0.9)] * 4]), drawn, typical=TYPICAL)
+    np.testing.assert_array_equal(kept, CLUMP & block(24, 20, 37, 41))
+
+
+def test_a_box_over_pieces_counts_only_what_lies_in_it():
+    far = disc(30, 75, 12) | block(28, 50, 33, 75) | CELL
+    np.testing.assert_array_equal(answer(Script([[(far, 0.9)] * 4]), prompts(boxes=[(15, 15, 48, 45)])), CELL)
+    assert answer(Script([[(disc(30, 75, 12), 0.9)] * 4]), prompts([(30, 30)], boxes=[(20, 20, 41, 41)])) is None
+
+
+def test_a_cell_in_the_box_wins_over_a_little_better_clump_that_the_box_cuts():
+    script = three(0.1, 0.8, 0.9, (CLUMP, 0.95))
+    np.testing.assert_array_equal(answer(script, prompts(boxes=[(20, 20, 41, 41)])), CELL)
+
+
 def test_several_boxes_are_asked_one_by_one_and_joined():
     script = Script([[(CELL, 0.9)] * 4, [(NEIGHBOUR, 0.8)] * 4])
     given = prompts([(25, 30)], negative=[(75, 30)], boxes=[(20, 20, 41, 41), (39, 20, 60, 41)])

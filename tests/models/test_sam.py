@@ -347,6 +347,11 @@ def test_no_checkpoint_says_where_from_and_that_the_loop_goes_on(kind, tmp_path,
         checkpoint_path(kind, "nowhere.pth")
 
 
+def test_a_file_in_the_home_of_nobody_is_refused():
+    with pytest.raises(CheckpointError, match="~no-such-person-here/w.pth.*name another file"):
+        checkpoint_path("vit_b", "~no-such-person-here/w.pth")
+
+
 def test_a_file_under_a_published_name_must_be_as_published(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setenv("CELLOOP_HOME", str(tmp_path))
     path = models_folder() / SAM_FILES["vit_b"]

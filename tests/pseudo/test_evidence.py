@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 from skimage.measure import regionprops
+from skimage.morphology import convex_hull_image
 
 from loop.config import PseudoConfig
 from loop.data.synthetic import draw_cells
@@ -68,8 +69,10 @@ def test_shapes_agree_with_skimage():
     truth = [regionprops(np.kron(mask, fine))[0] for mask in masks]
     np.testing.assert_allclose(column(table, "eccentricity"), [t.eccentricity for t in truth], atol=1e-3)
     truth = [regionprops(mask.astype(int))[0] for mask in masks]
-    np.testing.assert_allclose(column(table, "solidity"), [t.solidity for t in truth], atol=0.08)  # another hull rule
-    assert column(table, "solidity")[0] < 0.75
+    np.testing.assert_allclose(column(table, "hull_share"), [t.solidity for t in truth], atol=0.08)  # another hull rule
+    solidity = [mask.sum() / convex_hull_image(mask, offset_coordinates=False).sum() for mask in masks]
+    np.testing.assert_allclose(column(table, "hull_share"), solidity, atol=1e-6)
+    assert column(table, "hull_share")[0] < 0.75
 
 
 def test_cells_at_the_edge_are_told():
@@ -137,7 +140,7 @@ def test_one_pixel_and_the_whole_image_are_cells_too():
     everything = np.ones(SHAPE, bool)
     table = evidence(fused_of([box(0, 0, 1, 1), everything]), BLACK, {})
     assert np.isfinite(table).all()
-    np.testing.assert_allclose(column(table, "solidity"), [1, 1])
+    np.testing.assert_allclose(column(table, "hull_share"), [1, 1])
 
 
 def test_fused_proposals_of_any_number_of_labellers_give_a_finite_table():
