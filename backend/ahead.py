@@ -100,10 +100,16 @@ class Ahead:
         """
         try:
             rows = self._index.projects()
-            return sum(self._prepare_project(row) for row in rows)
         except Exception as error:
             self._tell("the projects", error)
             return 0
+        count = 0
+        for row in rows:
+            try:
+                count += self._prepare_project(row)
+            except Exception as error:
+                self._tell(row.name, error)
+        return count
 
     def _run(self) -> None:
         while not self._ended.is_set():
@@ -128,6 +134,8 @@ class Ahead:
         for key, image in wanted.items():
             if self._ended.is_set() or sum(done.values()) > self._budget_bytes:
                 break
+            if self._clicks.answered_by(row.name) != by:  # another model took over: its own list is made at once
+                return count
             if key not in done:
                 done[key] = self._prepare_image(row, image, by)
                 count += done[key] > 0

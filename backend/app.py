@@ -128,7 +128,7 @@ def create_app(settings: Settings, *, registry: OpenRegistry | None = None, inde
         parts.service.stop()
         for thread in reversed(threads):
             thread.stop()
-        for pool in (parts.lookups, parts.people, parts.batches):
+        for pool in (parts.lookups, parts.clicks, parts.opened, parts.batches):
             pool.shutdown(wait=False, cancel_futures=True)
         for client in clients:
             client.close()

@@ -139,7 +139,7 @@ def install_handlers(app: FastAPI, secrets: tuple[str, ...]) -> None:
             request.method,
             redact(request.url.path, secrets),
             reply.status_code,
-            redact(str(error), secrets),
+            redact(str(error), secrets)[:MAX_DETAIL],
         )
         return reply
 

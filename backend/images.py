@@ -18,7 +18,7 @@ from PIL import ImageFile as PillowFile
 from backend.download import LabelStudioDownloads, shown
 from backend.hashes import Hashes
 from loop.data.decode import MAX_PIXELS, kind_of
-from loop.data.store import read_image
+from loop.data.store import file_sha256, read_image
 from loop.errors import ImageError
 from loop.types import UInt8Array
 
@@ -64,12 +64,16 @@ class ImageFile:
 
         Raises:
             ImageError: it says in its header that it has more than `max_pixels` (then it is not decoded), or it cannot
-                be decoded; the text names the task's value, not a path of this machine.
+                be decoded, or it is no longer the one of this hash, under which others would get what is seen in it;
+                the text names the task's value, not a path of this machine.
         """
         name = shown(self.value)
         try:
             self._check_claim(name)
-            return read_image(self.path).pixels
+            pixels = read_image(self.path).pixels
+            if file_sha256(self.path) != self.sha256:
+                raise ImageError(f"{name} was replaced just now; ask again")
+            return pixels
         except ImageError as error:
             raise ImageError(str(error).replace(str(self.path), name)) from error
 

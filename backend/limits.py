@@ -22,6 +22,7 @@ from backend.settings import Settings
 Result = TypeVar("Result")
 
 MAX_KNOWN = 10_000
+MAX_IMAGES = 20
 
 
 def clicker(project: int, task: int | None, drafts: Sequence[Mapping[str, Any]]) -> str:
@@ -43,16 +44,21 @@ def check_predict(request: PredictRequest, settings: Settings) -> None:
     """Passes where a request asks for no more than the settings allow.
 
     Raises:
-        TooLargeError: it has more tasks, prompts or label config than that.
+        TooLargeError: it has more tasks, prompts or label config than that, or more images in the label config, all of
+            which is read for each of them.
+        BadRequestError: its label config declares entities, which could stand for any of it.
     """
     prompts = len((request.params.context or {}).get("result", ()))
     for given, most, what in (
         (len(request.tasks), settings.max_tasks, "tasks; send fewer at once"),
         (prompts, settings.max_prompts, "prompts; accept or reject the cell and begin anew"),
         (len(request.label_config), settings.max_label_config, "characters of label config; shorten it"),
+        (request.label_config.lower().count("<image"), MAX_IMAGES, "images in one label config; drop some"),
     ):
         if given > most:
             raise TooLargeError(f"{given} where {most} are the most: {what}")
+    if "<!ENTITY" in request.label_config:
+        raise BadRequestError("the label config declares entities; write out what they stand for")
 
 
 class Bodies:
@@ -182,12 +188,17 @@ class Lane:
         if not self._places.acquire(blocking=False):
             raise BusyError(f"{self._size} requests of this kind ({self._name}) are being answered; ask again soon")
         try:
-            job = self._pool.submit(call)
+            held = [call]  # what is given up stays in the pool's queue until a thread is free; not so its request
+            job = self._pool.submit(lambda: held.pop()())
         except RuntimeError as error:
             self._places.release()
             raise BusyError("the backend is shutting down; ask again when it is back", retry_after_s=10) from error
         job.add_done_callback(self._left)
-        return await self._wait(job, start_s, end_s)
+        try:
+            return await self._wait(job, start_s, end_s)
+        finally:
+            if job.cancelled():
+                held.clear()
 
     def shutdown(self, *, wait: bool, cancel_futures: bool) -> None:
         """Takes no more calls; as of a ThreadPoolExecutor."""

@@ -24,7 +24,7 @@ from loop.adapters.index import ProjectRow
 
 @dataclass
 class Parts:
-    """What the routes work with. Three lanes, so that neither clicks nor /setup queue behind batches."""
+    """What the routes work with. A lane for each kind of work: none queues behind another, a click behind nothing."""
 
     settings: Settings
     metrics: Metrics
@@ -35,7 +35,8 @@ class Parts:
     sams: SamSlot
     ahead: Ahead
     lookups: Lane = field(init=False)
-    people: Lane = field(init=False)
+    clicks: Lane = field(init=False)
+    opened: Lane = field(init=False)
     batches: Lane = field(init=False)
     bodies: Bodies = field(init=False)
     rate: ClickRate = field(init=False)
@@ -43,7 +44,8 @@ class Parts:
     def __post_init__(self) -> None:
         limits = self.settings
         self.lookups = Lane("lookups", 4, 32)
-        self.people = Lane("people", 8, limits.waiting_people)
+        self.clicks = Lane("clicks", 8, limits.waiting_people)
+        self.opened = Lane("opened", 4, limits.waiting_people)
         self.batches = Lane("batches", 2, limits.waiting_batches)
         self.bodies = Bodies(limits.max_body_bytes, within_s=limits.body_s, at_once=limits.max_bodies)
         self.rate = ClickRate(limits.clicks_per_s, limits.click_burst)
@@ -83,10 +85,10 @@ async def answer(parts: Parts, wanted: PredictRequest, begin: float) -> bytes:
     if wanted.params.context is not None:
         task = wanted.tasks[0]
         parts.rate.take(clicker(wanted.project, task.id, task.drafts))
-        return await parts.people.run(lambda: parts.service.click(wanted), start_s=limits.start_s, end_s=limits.click_s)
+        return await parts.clicks.run(lambda: parts.service.click(wanted), start_s=limits.start_s, end_s=limits.click_s)
     deadline = begin + limits.predict_s
     alone = len(wanted.tasks) == 1
-    return await (parts.people if alone else parts.batches).run(
+    return await (parts.opened if alone else parts.batches).run(
         lambda: parts.service.predict(wanted, deadline=deadline),
         start_s=limits.start_s if alone else limits.predict_s,
         end_s=limits.reply_s,

@@ -29,6 +29,7 @@ class Weights(NamedTuple):
 
 
 LoadSam = Callable[[Weights], Sam]
+_Stamp = tuple[int, int, int]
 
 
 def load_weights(weights: Weights, *, device: str = "auto") -> Sam:
@@ -76,6 +77,7 @@ class SamSlot:
         self._poll_s = poll_s
         self._retry_s = retry_s
         self._held: dict[Weights, Sam] = {}
+        self._read: dict[Weights, _Stamp | None] = {}
         self._given_up: dict[Weights, float] = {}
         self._told: dict[object, str] = {}
         self._looking = threading.Lock()
@@ -113,34 +115,46 @@ class SamSlot:
             self._told.pop("index", None)
             self._hold({weights: sam for weights, sam in self._held.items() if weights in asked.values()})
             for weights in dict.fromkeys(filter(None, asked.values())):
-                if not self._ended.is_set() and weights not in self._held:
-                    self._fetch(weights, [name for name in names if asked[name] == weights])
+                if not self._ended.is_set():
+                    self._look(weights, [name for name in names if asked[name] == weights])
 
     def _run(self) -> None:
         self.refresh()
         while not self._ended.wait(self._poll_s):
             self.refresh()
 
-    def _fetch(self, weights: Weights, projects: list[str]) -> None:
-        """Loads the weights that some projects ask for, unless that has just failed."""
+    def _look(self, weights: Weights, projects: list[str]) -> None:
+        """Loads the weights that some projects ask for where that is due; until then an earlier SAM serves."""
         if time.monotonic() < self._given_up.get(weights, 0.0):
             return
+        held = self._held.get(weights)
         named = f"clicks in {', '.join(projects)} are answered by"
-        absent = _absent(weights)
-        if absent is not None and all(self._settings.of(name).click.model == "auto" for name in projects):
-            self._tell(logging.INFO, weights, f"{named} the champion: {absent}")
-            return
         try:
-            sam = self._load(weights)
+            self._fetch(weights, held, named, all(self._settings.of(name).click.model == "auto" for name in projects))
         except Exception as error:
             self._given_up[weights] = time.monotonic() + self._retry_s
-            self._failed(weights, f"{named} the champion instead of SAM", error)
+            by = "the champion instead of SAM" if held is None else f"SAM {held.version} still, not by the new file"
+            self._failed(weights, f"{named} {by}", error)
+
+    def _fetch(self, weights: Weights, held: Sam | None, named: str, optional: bool) -> None:
+        """Loads a file of weights that is new; raises what is wrong with it, but not that an optional one is absent."""
+        try:
+            status = checkpoint_path(weights.kind, weights.checkpoint).stat()
+            stamp: _Stamp | None = (status.st_ino, status.st_size, status.st_mtime_ns)
+        except (CheckpointError, FileNotFoundError) as error:
+            if held is None and optional:
+                self._tell(logging.INFO, weights, f"{named} the champion: {error}")
+                return
+            stamp = None
+        if held is not None and stamp in (None, self._read[weights]):
             return
+        sam = self._load(weights)
+        self._read[weights] = stamp
         self._hold({**self._held, weights: sam})
         self._tell(logging.INFO, weights, f"{named} SAM {sam.version}")
 
     def _hold(self, held: dict[Weights, Sam]) -> None:
-        if held.keys() != self._held.keys():
+        if held != self._held:
             self._held = held
             self._metrics.sam.clear()
             for sam in held.values():
@@ -155,12 +169,3 @@ class SamSlot:
         if self._told.get(about) != text:
             self._told[about] = text
             logger.log(level, "%s", text, exc_info=None if isinstance(error, LoopError) else error)
-
-
-def _absent(weights: Weights) -> CheckpointError | None:
-    """What is said where there is no file of these weights, which is no fault where SAM is optional."""
-    try:
-        checkpoint_path(weights.kind, weights.checkpoint)
-    except CheckpointError as error:
-        return error
-    return None

@@ -3,16 +3,16 @@
 One request takes the champion and the version string once, at its start; a swap in between changes neither.
 """
 
+import hashlib
 import logging
 import time
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import numpy as np
 import orjson
 
 from backend.clicks import Clicks
-from backend.errors import BusyError, NoModelError
+from backend.errors import MAX_DETAIL, BusyError, NoModelError
 from backend.images import ImageSource
 from backend.map_cache import MapCache
 from backend.metrics import Metrics
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 MAX_UNCERTAINTY = float(np.log(2.0))
 REPLY_BYTES = 32 * 2**20
 """Finished predictions that are kept, for tasks that are opened again."""
+ENTRY_BYTES = 400
+"""What keeping one costs beside its text."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,10 @@ class _Job:
     label_config: str
     publish: PublishConfig
 
-    def key(self, task: Task, sha256: str) -> Hashable:
-        """Of the same key a task has the same prediction."""
+    def key(self, task: Task, sha256: str) -> bytes:
+        """Of the same key a task has the same prediction. A digest: whoever calls may send names of any length."""
         ours = (self.champion.label, self.version, self.label_config, self.publish)
-        return (self.project, task.id, image_id(task), sha256, *ours)
+        return hashlib.sha256(repr((self.project, task.id, image_id(task), sha256, *ours)).encode()).digest()
 
 
 class Service:
@@ -82,7 +84,7 @@ class Service:
         self._clicks = clicks
         self._turns = turns
         self._metrics = metrics
-        self._replies: MapCache[Hashable, orjson.Fragment] = MapCache(REPLY_BYTES, size=_size)
+        self._replies: MapCache[bytes, orjson.Fragment] = MapCache(REPLY_BYTES, size=_size)
         self._stopped = False
 
     def stop(self) -> None:
@@ -116,7 +118,12 @@ class Service:
             except Exception as error:
                 results.append([])
                 failed.append((task, error))
-                _log_failure(request, task, error)
+                if not isinstance(error, BusyError):
+                    _log_failure(request, task, error)
+        late = sum(isinstance(fault, BusyError) for _, fault in failed)
+        if late:
+            total, project = len(results), request.project
+            logger.warning("%d of %d tasks of Label Studio project %d were not reached in time", late, total, project)
         done = len(results) - len(failed)
         self._metrics.predictions.labels(job.project).inc(done)
         for _, fault in failed[0 if done else 1 :]:  # the one that is raised is counted where it is answered
@@ -165,7 +172,7 @@ class Service:
 
 
 def _size(item: orjson.Fragment) -> int:
-    return len(orjson.dumps(item))
+    return ENTRY_BYTES + len(orjson.dumps(item))
 
 
 def _log_failure(request: PredictRequest, task: Task, error: Exception) -> None:
@@ -174,7 +181,7 @@ def _log_failure(request: PredictRequest, task: Task, error: Exception) -> None:
         task.name,
         request.project,
         type(error).__name__,
-        error,
+        str(error)[:MAX_DETAIL],
         exc_info=None if isinstance(error, LoopError) else error,
     )
 

@@ -74,7 +74,7 @@ class Settings(BaseModel):
     max_image_pixels: int = Field(default=2**26, ge=1, description="H x W x planes by the header, before decoding")
     clicks_per_s: float = Field(default=10.0, gt=0, description="of one person, in the long run")
     click_burst: int = Field(default=30, ge=1, description="so many may come at once")
-    waiting_people: int = Field(default=32, ge=0, description="clicks and opened tasks that wait for a thread")
+    waiting_people: int = Field(default=32, ge=0, description="clicks, and opened tasks, that wait for a thread")
     waiting_batches: int = Field(default=16, ge=0, description="batches that wait for a thread")
     start_s: float = Field(default=5.0, gt=0, description="a click or opened task waits this long for a thread")
     click_s: float = Field(default=60.0, gt=0, description="a click is answered by then, or refused")

@@ -138,14 +138,14 @@ class Sights:
             NonFiniteError: the encoder gives NaN for it.
         """
         store = self._store(store_mb)
-        found = "disk"
+        found = "miss"
 
         def compute(turn: Turn) -> Embedding:
             nonlocal found
             stored = None if store is None else _load(store, file.sha256, sam)
             if stored is not None:
+                found = "disk"
                 return stored
-            found = "miss"
             pixels = to_encode(file.pixels())
             with turn:
                 embedding = sam.encode(pixels, pause=turn.give_way)

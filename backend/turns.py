@@ -85,26 +85,27 @@ class Turns:
         self._waiting.insert(place, turn)
         try:
             turn.since = time.monotonic()
-            while not self._may_go(turn):
-                self._changed.wait(self._held_back(turn))
+            while (left := self._left(turn)) != 0:
+                self._changed.wait(left)
             self._holder = turn
         finally:
             self._waiting.remove(turn)
 
-    def _may_go(self, turn: "Turn") -> bool:
+    def _left(self, turn: "Turn") -> float | None:
+        """Seconds until a waiting turn may go if nothing changes: 0 now, None not before something does."""
         if turn.rank is Rank.AHEAD and self._stopped:
             raise BusyError("the backend stops; nothing more is prepared")
         first = min(self._waiting, key=lambda other: other.rank)
-        return self._holder is None and first is turn and self._held_back(turn) is None
+        return self._held_back(turn) if self._holder is None and first is turn else None
 
-    def _held_back(self, turn: "Turn") -> float | None:
-        """Seconds for which clicks keep this turn from beginning, if no more of them come; None: they do not."""
+    def _held_back(self, turn: "Turn") -> float:
+        """Seconds for which clicks keep this turn from beginning, if no more of them come; 0: they do not."""
         left = 0.0
         if turn.rank is Rank.AHEAD:
             left = self._last_click + self._quiet_s - time.monotonic()
         elif turn.rank is Rank.BATCH and self._beside:
             left = turn.since + PATIENCE_S - time.monotonic()
-        return left if left > 0 else None
+        return max(left, 0.0)
 
     def _free(self) -> None:
         self._holder = None
@@ -142,7 +143,7 @@ class Turn:
             self.since = time.monotonic()
             others_first = any(other.rank < self.rank for other in turns._waiting)
             stopped = self.rank is Rank.AHEAD and turns._stopped
-            if others_first or stopped or turns._held_back(self) is not None:
+            if others_first or stopped or turns._held_back(self):
                 turns._free()
                 turns._wait(self, 0)
 

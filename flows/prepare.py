@@ -68,6 +68,6 @@ def _encode(context: LoopContext, image_id: str, sam: Sam, store: EmbeddingStore
     """
     path = display_path(context, image_id)
     sha256 = file_sha256(path)
-    if store.has(sha256, sam.version):
+    if store.get(sha256, sam.version) is not None:  # read, so that it is whole and not the next one to go
         return False
     return store.put(sha256, sam.version, sam.encode(to_encode(read_image(path).pixels)).to_arrays())

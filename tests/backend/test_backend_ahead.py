@@ -189,3 +189,51 @@ def test_it_ends_with_the_backend_in_the_middle_of_an_image(backend, configs, ca
         with pytest.raises(BusyError), turns.take(Rank.AHEAD):
             pass
     assert caplog.messages == []
+
+
+class _OneIsBroken:
+    """An index whose first project's images cannot be read."""
+
+    def __init__(self, index):
+        self._index, self.asked = index, []
+
+    def projects(self):
+        return sorted(self._index.projects(), key=lambda row: row.name)
+
+    def images(self, project, **given):
+        self.asked.append(project)
+        if project == "a-broken-one":
+            raise OSError("disk gone")
+        return self._index.images(project, **given)
+
+
+def test_a_project_that_fails_does_not_hold_up_the_next_one(backend, configs, looked, caplog):
+    with backend("bright", configs_dir=configs(ahead=1)) as b:
+        _no_thread(b)
+        _images(b, 1)
+        b.index.add_project("a-broken-one", ls_project_id=2, root=b.display, label_config=b.config)
+        b.parts.slot.refresh()
+        b.parts.ahead._index = index = _OneIsBroken(b.index)
+        b.parts.ahead._looked.clear()
+        assert b.parts.ahead.prepare() == 1
+        assert index.asked == ["a-broken-one", "cells"]
+    assert "of a-broken-one is prepared" in caplog.text
+
+
+def test_no_image_is_prepared_for_a_model_that_has_been_replaced_meanwhile(backend, configs, looked, monkeypatch):
+    with backend("bright", configs_dir=configs(ahead=4)) as b:
+        _no_thread(b)
+        _images(b, 4)
+        b.parts.ahead._looked.clear()
+        before = Segmenter.scene
+
+        def swap(self, pixels):
+            if pixels.any() and b.registry.count == 1:
+                b.registry.promote("dark")
+                b.parts.slot.refresh()
+            return before(self, pixels)
+
+        monkeypatch.setattr(Segmenter, "scene", swap)
+        assert b.parts.ahead.prepare() == 1
+        assert b.parts.ahead.prepare() == 4
+        assert looked == [23, 23, 22, 21, 20]

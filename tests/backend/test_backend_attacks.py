@@ -519,3 +519,33 @@ def test_an_index_that_hangs_holds_nobody(backend):
             assert time.perf_counter() - begin < 5
         assert set(replies) == {503}
         release.set()
+
+
+def test_credentials_of_odd_letters_are_only_wrong(backend, caplog):
+    with backend(user="celloop", password="pass-1") as b:
+        for value in ("é".encode("latin-1") * 8, b"\xff\xfe==", b"Y2VsbG9vcA", b"=" * 5000):
+            raw = (
+                b"GET /metrics HTTP/1.1\r\nHost: b\r\nConnection: close\r\nAuthorization: Basic " + value + b"\r\n\r\n"
+            )
+            assert _send(b, raw).startswith(b"HTTP/1.1 401"), value
+    assert "Traceback" not in caplog.text
+
+
+def test_label_configs_that_take_long_to_read(backend):
+    names = "".join(f'<Image name="i{i}" value="$a"/>' for i in range(6000))
+    declared = "<!DOCTYPE l [" + "".join(f'<!ENTITY e{i} "&#60;Image/>">' for i in range(2000)) + "]><View/>"
+    with backend("bright") as b:
+        for config, status in ((f"<View>{names}</View>", 413), (declared, 400)):
+            begin = time.perf_counter()
+            assert b.predict("two.png", label_config=config).status_code == status
+            assert time.perf_counter() - begin < 5
+
+
+def test_a_line_of_the_log_is_short_whatever_is_sent(backend, caplog):
+    with backend("bright") as b:
+        task = {"id": 1, "data": {"k" * 1_000_000: 1}}
+        assert b.predict_tasks([task]).status_code == 422
+        assert b.predict_tasks([task, b.task("two.png", 2)]).status_code == 200
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("backend")]
+    assert lines
+    assert max(map(len, lines)) < 1000

@@ -2,9 +2,12 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+
+from backend import images as module
 
 
 @pytest.mark.parametrize("n_prompts", [1, 2])
@@ -167,3 +170,43 @@ def test_a_label_that_masks_cannot_have_becomes_the_first(backend):
         prompt = b.keypoints[0] | {"value": b.keypoints[0]["value"] | chosen}
         (region,) = b.click("two.png", prompt, label_config=config).json()["results"][0]["result"]
         assert region["value"]["polygonlabels"] == ["Cell"]
+
+
+def test_clicks_have_threads_of_their_own(backend):
+    release, begun = threading.Event(), threading.Semaphore(0)
+    with backend("bright", start_s=0.3) as b:
+        b.click("two.png", b.keypoints[0])
+        b.parts.service.predict = lambda *args, **kwargs: [begun.release(), release.wait(20), b"{}"][2]
+        with ThreadPoolExecutor(12) as people:
+            opened = [people.submit(b.predict, "two.png") for _ in range(12)]
+            assert begun.acquire(timeout=10)
+            time.sleep(0.5)
+            assert b.click("two.png", b.keypoints[0]).status_code == 200
+            release.set()
+            assert {reply.result().status_code for reply in opened} <= {200, 503}
+
+
+def test_an_image_that_is_replaced_while_it_is_read_gives_nothing_under_the_wrong_hash(backend, monkeypatch):
+    with backend("bright") as b:
+        real, cells = module.read_image, (b.display / "two.png").read_bytes()
+        empty = (b.display / "empty.png").read_bytes()
+
+        def replaced(path):
+            path.write_bytes(empty)
+            return real(path)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(module, "read_image", replaced)
+            refused = b.click("two.png", b.keypoints[0])
+        assert refused.status_code == 422
+        assert "replaced just now" in refused.json()["detail"]
+        (b.display / "two.png").write_bytes(cells)
+        assert len(b.click("two.png", b.keypoints[0]).json()["results"][0]["result"]) == 1
+
+
+def test_settings_in_another_encoding_stop_no_click(backend, tmp_path, caplog):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "cells.yaml").write_bytes("# für Mäuse\nclick: {ahead: 0}\n".encode("latin-1"))
+    with backend("bright", configs_dir=tmp_path / "configs") as b:
+        assert b.click("two.png", b.keypoints[0]).status_code == 200
+    assert caplog.text.count("settings of cells stay as they were") == 1

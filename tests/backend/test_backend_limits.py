@@ -1,8 +1,10 @@
 """The bucket of clicks and the lanes, without a network."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 from hypothesis import given
@@ -159,3 +161,25 @@ def test_a_closed_lane_refuses():
     for _ in range(2):
         with pytest.raises(BusyError, match="shutting down"):
             asyncio.run(lane.run(lambda: 1, start_s=1, end_s=1))
+
+
+def test_a_request_that_is_given_up_is_not_kept_until_a_thread_is_free(lane):
+    class Request:
+        """As large as a body may be."""
+
+    release = threading.Event()
+
+    async def work():
+        held = [asyncio.create_task(lane.run(lambda: release.wait(10), start_s=9, end_s=9)) for _ in range(2)]
+        await asyncio.sleep(0)
+        request = Request()
+        kept = weakref.ref(request)
+        with pytest.raises(BusyError):
+            await lane.run(lambda request=request: request, start_s=0.05, end_s=9)
+        del request
+        gc.collect()
+        assert kept() is None
+        release.set()
+        await asyncio.gather(*held)
+
+    asyncio.run(work())

@@ -149,3 +149,22 @@ def test_the_index_is_asked_once_a_second_and_always_in_setup(backend):
         b.setup()
         b.setup()
         assert len(asked) == 3
+
+
+def test_what_is_not_reached_is_one_line_of_the_log(backend, caplog):
+    with backend("bright", predict_s=1e-9) as b:
+        assert b.predict_tasks([b.task("two.png", i) for i in range(500)]).status_code == 503
+    lines = [record.message for record in caplog.records if record.name == "backend.service"]
+    assert lines == ["500 of 500 tasks of Label Studio project 3 were not reached in time"]
+
+
+def test_what_callers_send_with_a_task_does_not_stay_beside_its_prediction(backend):
+    with backend("bright") as b:
+        for i in range(3):
+            task = b.task("empty.png", i)
+            task["data"]["celloop_id"] = f"{i}" + "x" * 100_000
+            assert b.predict_tasks([task], label_config=f"{b.config}<!-- {'y' * 100_000} -->").status_code == 200
+        kept = b.parts.service._replies
+        assert len(kept) == 3
+        assert all(len(key) <= 64 for key in kept._maps)
+        assert 3 * 400 <= kept.size_bytes < 10_000

@@ -1,8 +1,10 @@
 """Clicks that SAM answers: a small network of the same architecture with random weights."""
 
+import io
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -288,3 +290,44 @@ def test_usual_cells_of_the_images_modality_are_asked_for(backend, configs, even
         b.click("two.png", b.keypoints[0])
     assert [typical and typical.cells for typical in asked] == [2, 1, 1, None, None, None]
     assert caplog.text.count("SAM's own scores alone") == 1
+
+
+@pytest.mark.parametrize("checkpoint", ["~nobody-of-this-name/sam.pth", "forbidden/sam.pth"])
+def test_a_file_that_cannot_even_be_looked_for_does_not_end_the_search(
+    backend, configs, weights, monkeypatch, caplog, eventually, checkpoint
+):
+    is_file = Path.is_file
+
+    def looked_at(path):
+        if "forbidden" in path.parts:
+            raise PermissionError(13, "denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", looked_at)
+    with backend("bright", configs_dir=configs(checkpoint=checkpoint)) as b:
+        eventually(lambda: "by the champion instead of SAM" in caplog.text)
+        assert b.click("two.png", b.keypoints[0]).status_code == 200
+        configs()
+        _ready(b, eventually)
+        assert b.parts.sams._thread.is_alive()
+
+
+def test_weights_that_are_replaced_under_the_same_path_are_taken_into_service(
+    backend, configs, weights, encoded, caplog, eventually
+):
+    with backend(configs_dir=configs(), retry_s=0.1) as b:
+        _ready(b, eventually)
+        first = b.parts.sams.of("cells").version
+        shapes = _shapes(b.click("two.png", *b.keypoints))
+        whole = weights.read_bytes()
+        weights.write_bytes(whole[:1000])
+        eventually(lambda: f"by SAM {first} still" in caplog.text)
+        weights.unlink()
+        time.sleep(0.2)
+        assert _shapes(b.click("two.png", *b.keypoints)) == shapes
+        state = torch.load(io.BytesIO(whole), weights_only=True)
+        torch.save({name: -value for name, value in state.items()}, weights)
+        eventually(lambda: b.parts.sams.of("cells").version != first, within_s=20)
+        b.click("two.png", *b.keypoints)
+        assert len(encoded) == 2
+        assert b.metric("celloop_sam_info", sam=first) is None

@@ -1,6 +1,7 @@
 import threading
 import time
 
+import numpy as np
 import pytest
 
 from backend.errors import BusyError
@@ -225,3 +226,24 @@ def test_ahead_ends_when_the_backend_stops_wherever_it_is(eventually):
             turn.give_way()
     with other.take(Rank.BATCH) as turn:
         turn.give_way()
+
+
+def test_the_moment_at_which_clicks_have_been_quiet_for_long_enough_is_not_missed(monkeypatch):
+    turns, times, waited = Turns(quiet_s=1.0), [10.0], []
+
+    def clock():  # a wait that ends early, then 0.1 ms at each look: the second one is past the moment
+        times.append(times[-1] + 1e-4)
+        return times[-1]
+
+    def wait(seconds=None):
+        waited.append(seconds)
+        assert seconds is not None, "it would wait for ever"
+        times.append(times[-1] + seconds)
+
+    monkeypatch.setattr("backend.turns.time.monotonic", clock)
+    monkeypatch.setattr(turns._changed, "wait", wait)
+    for early in np.linspace(0, 1e-3, 50):
+        turns._last_click = times[-1] - 1.0 + early
+        with turns.take(Rank.AHEAD):
+            pass
+    assert all(waited)

@@ -1,4 +1,5 @@
 import logging
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -84,3 +85,19 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_go_on(
     assert prepare(context, BATCH) == 2
     assert "i1 is not encoded" in caplog.text
     assert prepare(context, []) == 0
+
+
+def test_what_is_there_already_is_read_so_that_it_is_whole_and_not_the_next_to_go(
+    tmp_path: Path, weights: Path
+) -> None:
+    context = _context(tmp_path, weights)
+    assert prepare(context, BATCH) == 3
+    files = {file_sha256(tmp_path / "display" / "p" / f"i{i}.png"): i for i in range(3)}
+    for path in (tmp_path / "embeddings").rglob("*.safetensors"):
+        os.utime(path, (1, 1))
+        if files[path.stem] == 1:
+            path.write_bytes(path.read_bytes()[:50])
+    assert prepare(context, BATCH) == 1
+    times = [path.stat().st_mtime for path in (tmp_path / "embeddings").rglob("*.safetensors")]
+    assert len(times) == 3
+    assert min(times) > 1
