@@ -29,6 +29,10 @@ from loop.types import Instances
 sys.path.insert(0, str(ROOT / "tests" / "services"))
 from browser import EDITOR, Person, find_chromium, sitting_person
 
+SCREEN = {"width": 1800, "height": 1500}
+"""So large that the whole image is on it."""
+WAIT_MS = 120_000
+
 BRUSH = """<View>
   <BrushLabels name="brush" toName="image"><Label value="Cell"/></BrushLabels>
   <KeyPointLabels name="point" toName="image" smart="true"><Label value="Cell"/></KeyPointLabels>
@@ -71,7 +75,7 @@ def opened(person: Person, context: LoopContext, picture: Picture) -> float:
     person.page.wait_for_function(
         f"n => window.Htx && window.Htx.annotationStore && {EDITOR}?.regions.length === n",
         arg=len(picture.cells),
-        timeout=180_000,
+        timeout=WAIT_MS,
     )
     person.page.evaluate(STILL)
     return time.perf_counter() - begin - 0.5
@@ -99,7 +103,7 @@ def clicked(person: Person, context: LoopContext, picture: Picture, count: int) 
     times = []
     for i in np.random.default_rng(0).permutation(len(picture.cells))[:count].tolist():
         x, y = middle(picture.cells, i)
-        person.page.evaluate(f"i => {EDITOR}.regions[i] && {EDITOR}.deleteRegion({EDITOR}.regions[i])", 0)
+        person.page.evaluate(f"i => {EDITOR}.deleteRegion({EDITOR}.regions.find(r => r.cleanId.endsWith('-' + i)))", i)
         begin = time.perf_counter()
         person.click_for_cell(label, x, y)
         times.append(1000 * (time.perf_counter() - begin))
@@ -127,7 +131,8 @@ def measure(workspace: Workspace, given: argparse.Namespace, kind: str) -> None:
     wait_for_model(context, version.label)
     for picture in pictures:
         with sitting_person(find_chromium(), context.endpoints, workspace.root.parent) as person:
-            person.page.set_default_timeout(180_000)
+            person.page.set_default_timeout(WAIT_MS)
+            person.page.set_viewport_size(SCREEN)
             person.log_in()
             session = person.page.context.new_cdp_session(person.page)
             session.send("Performance.enable")
