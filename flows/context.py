@@ -150,6 +150,13 @@ def sync_lock(workspace: Workspace, project: str) -> Iterator[None]:
 
 
 @contextmanager
+def tiles_lock(workspace: Workspace, project: str) -> Iterator[None]:
+    """Held while the tasks of tiles are made, which no two may do at once; another one waits for it."""
+    with _locked(workspace, f"{project}.tiles", wait=True):
+        yield
+
+
+@contextmanager
 def _locked(workspace: Workspace, name: str, *, wait: bool) -> Iterator[None]:
     directory = workspace.root / "locks"
     directory.mkdir(parents=True, exist_ok=True)

@@ -91,8 +91,7 @@ def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportRep
         pairs = [(image.ref, image.drawn) for image in found]
         (out / "coco.json").write_text(json.dumps(coco_document(pairs, names)), encoding="utf-8")
     for image in found:
-        if image.done is not None:
-            write_png(image.done.astype(np.uint8) * 255, out / "done" / f"{image.ref.image_id}.png")
+        _write_done(out / "done", image)
         try:
             _write_rasters(context, image, out, formats)
         except OverlapError as error:
@@ -102,6 +101,15 @@ def export(context: LoopContext, out: Path, formats: Sequence[str]) -> ExportRep
     for line in left_out:
         logger.warning("export of %s: %s", context.project_name, line)
     return ExportReport(len(found), sum(len(image.drawn) for image in found), str(out), tuple(left_out))
+
+
+def _write_done(directory: Path, image: _Labelled) -> None:
+    """Where the image is labelled; the file of an earlier export goes once it is labelled as a whole."""
+    path = directory / f"{image.ref.image_id}.png"
+    if image.done is None:
+        path.unlink(missing_ok=True)
+    else:
+        write_png(image.done.astype(np.uint8) * 255, path)
 
 
 def _write_rasters(context: LoopContext, image: _Labelled, out: Path, formats: Sequence[str]) -> None:

@@ -122,12 +122,15 @@ def _sums(rows: Iterable[EffortRow], key: Callable[[EffortRow], Key]) -> dict[Ke
 
 
 def _log(context: LoopContext, ledger: Ledger, labels: Iterable[str]) -> None:
-    """Puts the sums of these models on their runs; what was offered by something else has no run here."""
+    """Puts the sums of these models on their runs; what was offered by something else has no run here.
+
+    A model has no sum where a sync has read another content of its only annotation meanwhile.
+    """
     for label in sorted(labels):
         name, number = _by_number(label)
-        if name != context.registry.model:
+        found = ledger.by_version.get(label)
+        if name != context.registry.model or found is None:
             continue
-        found = ledger.by_version[label]
         figures = {
             "effort_kept_share": found.kept.mean if found.kept else None,
             "effort_edited_iou": found.edited_iou,

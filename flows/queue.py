@@ -17,7 +17,11 @@ FIRST: Final = 100
 NAMED: Final = 5
 """A fault names so many tasks and counts the rest."""
 
-Kind = Literal["unfinished", "version", "sampling", "strange", "doubled", "missing", "order"]
+Kind = Literal["unfinished", "version", "sampling", "strange", "nameless", "doubled", "missing", "order"]
+
+BY_PUBLISHING: Final = frozenset[Kind]({"unfinished", "version", "strange", "doubled", "missing", "order"})
+"""What is right again once predictions are published anew. The way of sampling is a setting of the project, and what
+has no version Label Studio cannot delete: a round that was made because of these would be made for ever."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class QueueFault:
     """One thing that is wrong with a queue; `text` names the tasks.
 
     `kind`: a round was interrupted; the project names another version, or samples otherwise; it has predictions of a
-    version that is not published; a task has several of one version, or none; the order is not the index's.
+    version that is not published, or without one; a task has several of one version, or none; the order is not the
+    index's.
     """
 
     kind: Kind
@@ -113,16 +118,20 @@ def _settings(state: QueueState, published: str) -> list[QueueFault]:
 
 def _strange(state: QueueState, published: str, unfinished: tuple[str, ...]) -> list[QueueFault]:
     """Versions that nothing knows; that of a round which was interrupted while publishing is still wanted."""
+    faults = []
     strange = strange_versions(state, published, unfinished)
-    if not strange:
-        return []
-    listed = ", ".join(f"{state.versions[name]} of {name!r}" for name in strange)
-    return [QueueFault("strange", f"predictions of versions that are not published: {listed}")]
+    if strange:
+        listed = ", ".join(f"{state.versions[name]} of {name!r}" for name in strange)
+        faults.append(QueueFault("strange", f"predictions of versions that are not published: {listed}"))
+    if state.versions.get(""):
+        text = f"predictions of versions that are not published: {state.versions['']} of ''"
+        faults.append(QueueFault("nameless", text))
+    return faults
 
 
 def strange_versions(state: QueueState, published: str, unfinished: tuple[str, ...]) -> list[str]:
-    """The stored versions that are neither published nor, by their ending, of an unfinished round."""
-    return sorted(name for name in state.versions if name != published and not (name and name.endswith(unfinished)))
+    """The stored versions by name that are neither published nor, by their ending, of an unfinished round."""
+    return sorted(name for name in state.versions if name not in ("", published) and not name.endswith(unfinished))
 
 
 def _predictions(studio: LabelStudio, number: int, state: QueueState, rows: Sequence[ImageRow]) -> list[QueueFault]:

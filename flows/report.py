@@ -55,6 +55,7 @@ def write_report(context: LoopContext) -> Path:
     annotations = [row for row in context.index.annotations(project.name) if not row.cancelled]
     champion = context.registry.champion()
     trained = [row for row in rounds if "ap" in row.metrics]
+    agreed = [row.metrics["people"] for row in rounds if row.metrics.get("people", {}).get("images")]
     estimates = [row.metrics["estimate"] for row in rounds if row.metrics.get("estimate")]
     environment = Environment(loader=PackageLoader("flows", "templates"), autoescape=select_autoescape())
     page = environment.get_template("report.html").render(
@@ -73,6 +74,7 @@ def write_report(context: LoopContext) -> Path:
         live=live_curve(estimates) if any(found["live"] for found in estimates) else "",
         cost=cost_model(context).cost if annotations else None,
         corrections=corrections(context),
+        people=agreed[-1] if agreed else None,
         points=points,
         worst=_worst(context, champion.label, images, annotations) if champion else [],
         urls=context.endpoints,

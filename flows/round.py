@@ -30,7 +30,7 @@ from flows.prelabels import prelabels
 from flows.prepare import prepare
 from flows.pseudo import pseudo, settings_id
 from flows.publish import publish
-from flows.queue import look_at_queue, verify_queue
+from flows.queue import BY_PUBLISHING, look_at_queue, verify_queue
 from flows.report import write_report
 from flows.retrain import PLAIN, Lesson, challenger, context_of_kind, recipe_id, shortened
 from flows.select import select
@@ -142,11 +142,13 @@ def _nothing_new(context: LoopContext, frozen: Frozen) -> RoundReport | None:
         return None
     champion = context.registry.champion()
     label = champion.label if champion else ""
-    waiting = [row for row in context.index.images(context.project_name) if row.state == "open"]
+    rows = context.index.images(context.project_name, state="open")
+    waiting = [row for row in rows if row.task_id is not None]
     unserved = any(row.score is None for row in waiting) or (waiting and all(row.rank is None for row in waiting))
     if context.project.published_model != label or unserved or _untrained(context, frozen, rounds[-1]):
         return None
-    if look_at_queue(context.label_studio, context.index, context.project_name).faults:
+    queue = look_at_queue(context.label_studio, context.index, context.project_name)
+    if any(fault.kind in BY_PUBLISHING for fault in queue.faults):
         return None
     last = rounds[-1]
     return RoundReport(
@@ -161,7 +163,7 @@ def _nothing_new(context: LoopContext, frozen: Frozen) -> RoundReport | None:
         len(frozen.holdout),
         last.metrics,
         last.pseudo or NO_PSEUDO,
-        frozen.left_out,
+        frozen.left_out + queue.lines,
         frozen.suspicious,
         str(_step("report", write_report, context)),
     )

@@ -97,7 +97,7 @@ def _measured(predictions: Mapping[str, StoredPrediction], measure: str) -> Coll
 
 
 def _absent(images: Sequence[ImageRow], predictions: Collection[str]) -> set[str]:
-    """The open images that cannot be chosen; they are named in the log."""
+    """The open images that cannot be chosen; they are named in the log, but for tiles that wait for their task."""
     gone = vanished(images)
     lost = {row.image_id for row in gone}
     blind = unseen([row for row in images if row.image_id not in lost], predictions)
@@ -105,7 +105,8 @@ def _absent(images: Sequence[ImageRow], predictions: Collection[str]) -> set[str
         logger.warning("%d open images are not in the choice, their files are gone: %s", len(gone), named(gone))
     if blind:
         logger.warning("%d open images are not in the choice, without a prediction: %s", len(blind), named(blind))
-    return lost | {row.image_id for row in blind}
+    waiting = {row.image_id for row in images if row.parent and row.task_id is None}
+    return lost | waiting | {row.image_id for row in blind}
 
 
 def _pool(images: Sequence[ImageRow], absent: Collection[str]) -> _Pool:

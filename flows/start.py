@@ -1,6 +1,5 @@
 """A project from a folder of images: tasks, storage, backend, webhook and the first, random batch."""
 
-import errno
 import logging
 import re
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from flows.context import LoopContext, config_path, open_context, save_project_config
 from flows.local.workspace import Workspace
-from flows.tasks import add_tasks, display_path, image_row
+from flows.tasks import add_tasks, display_path, image_row, stop_on_full_disk
 from flows.telling import Tell
 from flows.tiling import cut_large, to_be_cut
 from loop.adapters.index import ImageRow, Index
@@ -213,9 +212,7 @@ def _display(context: LoopContext, images: Sequence[ImageRef], tell: Tell | None
         try:
             write_display(image.path, display_path(context, image.image_id), sha256=image.sha256)
         except ImageError as error:
-            cause = error.__cause__
-            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise OSError(cause.errno, cause.strerror, str(directory)) from error
+            stop_on_full_disk(error, directory)
             return error
         return None
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from flows.context import LoopContext, sync_lock
 from loop.adapters.index import AnnotationRow, ImageRow
-from loop.adapters.label_studio_api import Annotation
+from loop.adapters.label_studio_api import Annotation, Task
 from loop.labelstudio.interface import CELL_KINDS, Interface
 from loop.labelstudio.regions import is_done_area
 from loop.labelstudio.results import is_unusable
@@ -49,23 +49,26 @@ def sync(context: LoopContext, *, thorough: bool = False) -> SyncReport:
 
     Args:
         context: the project.
-        thorough: also look for deleted tasks and for cached annotations whose file is gone, one by one.
+        thorough: also look for deleted tasks, for cached annotations whose file is gone, and for annotations of tasks
+            that were not known as images' yet when the mark passed them.
 
     Raises:
         UnreachableError: Label Studio does not answer; nothing is lost, run it again.
     """
     with sync_lock(context.workspace, context.project_name):
-        total = (0, 0, 0)
-        while True:
-            found = _read_changes(context)
-            total = (total[0] + found[0], total[1] + found[1], total[2] + found[2])
-            if not any(found):
-                break
+        passes = [_read_changes(context)]
+        while any(passes[-1]):
+            passes.append(_read_changes(context))
+        tasks = None
         if thorough:
-            _restore_missing(context)
-        gone = _mark_vanished(context, thorough=thorough)
+            tasks = list(context.label_studio.tasks(context.project.ls_project_id))
+            passes.append(_restore_missing(context, tasks))
+        gone = _mark_vanished(context, tasks)
+    new, updated, deleted = (sum(found) for found in zip(*passes, strict=True))
     states = [row.state for row in context.index.images(context.project_name)]
-    report = SyncReport(*total, states.count("labelled"), states.count("skipped"), states.count("unusable"), gone)
+    report = SyncReport(
+        new, updated, deleted, states.count("labelled"), states.count("skipped"), states.count("unusable"), gone
+    )
     logger.info("sync of %s: %s", context.project_name, asdict(report))
     return report
 
@@ -74,10 +77,7 @@ def _read_changes(context: LoopContext) -> tuple[int, int, int]:
     """One pass over the tasks that changed since the mark; returns (new, updated, deleted) and moves the mark."""
     project = context.project
     since = project.synced_until - OVERLAP if project.synced_until else None
-    by_task = {row.task_id: row for row in context.index.images(project.name) if row.task_id is not None}
-    known: dict[int, dict[int, AnnotationRow]] = {}
-    for row in context.index.annotations(project.name):
-        known.setdefault(row.task_id, {})[row.annotation_id] = row
+    by_task, known = _by_task(context)
     new = updated = deleted = 0
     latest = project.synced_until
     for task in context.label_studio.tasks(project.ls_project_id, updated_after=since):
@@ -96,15 +96,27 @@ def _read_changes(context: LoopContext) -> tuple[int, int, int]:
     return new, updated, deleted
 
 
-def _restore_missing(context: LoopContext) -> None:
-    """Reads annotations again whose cached file is gone."""
-    images = {row.image_id: row for row in context.index.images(context.project_name)}
-    rows = context.index.annotations(context.project_name)
-    for task_id in sorted({row.task_id for row in rows if not Path(row.file).exists()}):
-        here = {row.annotation_id: row for row in rows if row.task_id == task_id}
-        image = images[next(iter(here.values())).image_id]
-        if image.state != "gone":
-            _take_over(context, image, here)
+def _by_task(context: LoopContext) -> tuple[dict[int, ImageRow], dict[int, dict[int, AnnotationRow]]]:
+    """The project's images, and its known annotations by number, each by the task."""
+    images = {row.task_id: row for row in context.index.images(context.project_name) if row.task_id is not None}
+    known: dict[int, dict[int, AnnotationRow]] = {}
+    for row in context.index.annotations(context.project_name):
+        known.setdefault(row.task_id, {})[row.annotation_id] = row
+    return images, known
+
+
+def _restore_missing(context: LoopContext, tasks: Sequence[Task]) -> tuple[int, int, int]:
+    """Reads tasks again of which the index lacks an annotation or its cached file; returns (new, updated, deleted)."""
+    images, known = _by_task(context)
+    new = updated = deleted = 0
+    for task in tasks:
+        here = known.get(task.id, {})
+        complete = len(here) == task.total_annotations + task.cancelled_annotations
+        if task.id not in images or (complete and all(Path(row.file).exists() for row in here.values())):
+            continue
+        changes = _take_over(context, images[task.id], here)
+        new, updated, deleted = new + changes[0], updated + changes[1], deleted + changes[2]
+    return new, updated, deleted
 
 
 def _take_over(context: LoopContext, image: ImageRow, known: Mapping[int, AnnotationRow]) -> tuple[int, int, int]:
@@ -213,14 +225,18 @@ def load_annotation(path: Path) -> dict[str, Any]:
     return body
 
 
-def _mark_vanished(context: LoopContext, *, thorough: bool) -> int:
-    """Images whose task was deleted in Label Studio leave the pool; without `thorough`, when tasks are missing."""
+def _mark_vanished(context: LoopContext, tasks: Sequence[Task] | None) -> int:
+    """Images whose task was deleted in Label Studio leave the pool.
+
+    `tasks` are all that there are; None = they are listed where their number says that some are missing.
+    """
     project = context.project
     rows = context.index.images(project.name)
     alive = {row.task_id: row for row in rows if row.task_id is not None and row.state not in ("gone", "tiled")}
-    if not thorough and int(context.label_studio.project(project.ls_project_id)["task_number"]) >= len(alive):
+    if tasks is None and int(context.label_studio.project(project.ls_project_id)["task_number"]) >= len(alive):
         return 0
-    existing = {task.id for task in context.label_studio.tasks(project.ls_project_id)}
+    listed = context.label_studio.tasks(project.ls_project_id) if tasks is None else tasks
+    existing = {task.id for task in listed}
     gone = [row.image_id for task, row in alive.items() if task not in existing]
     if gone:
         context.index.set_images(project.name, {image_id: {"state": "gone"} for image_id in gone})

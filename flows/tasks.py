@@ -1,5 +1,6 @@
 """Images as tasks of Label Studio: what a task holds, and making the tasks of images that have their display PNG."""
 
+import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -73,3 +74,15 @@ def task_data(interface: Interface, row: ImageRow) -> dict[str, object]:
         "reason": row.told,
         "annotators": row.annotators,
     }
+
+
+def stop_on_full_disk(error: BaseException, directory: Path) -> None:
+    """Raises the OSError behind `error`, with the directory that was written to, where the disk is full.
+
+    Going on would leave out whatever is still to come.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(cause.errno, cause.strerror, str(directory)) from error
+        cause = cause.__cause__

@@ -4,16 +4,15 @@ The rows of an image's tiles in the index are the decision to cut it, made once.
 and tasks, the end of the image's own task) is made wherever it is missing, so a run that was killed is only repeated.
 """
 
-import errno
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flows.context import LoopContext, group_of
-from flows.tasks import add_tasks, display_path, image_row
+from flows.context import LoopContext, group_of, tiles_lock
+from flows.tasks import add_tasks, display_path, image_row, stop_on_full_disk
 from flows.telling import Tell
 from loop.adapters.index import ImageRow
 from loop.config import TilesConfig
@@ -88,24 +87,23 @@ def cut_large(context: LoopContext, images: Sequence[ImageRef], tell: Tell | Non
     known = context.index.images(context.project_name)
     taken = {row.image_id for row in known if not row.parent}
     problems: list[str] = []
-    revived: list[str] = []
     for done, image in enumerate(images, start=1):
         tiles = [row for row in known if row.parent == image.image_id]
         try:
             if tiles:
-                revived += [row.image_id for row in tiles if row.state == "gone"]
                 _renew(context, image, context.index.image(context.project_name, image.image_id), tiles)
             else:
                 _register(context, image, taken)
         except InputError as error:
-            _stop_on_full_disk(error)
+            stop_on_full_disk(error, _directory(context))
             problems.append(f"{image.path.name}: {error}")
         if tell is not None:
             tell("tiles", done, len(images))
-    problems += settle(context, tell, again=revived)
+    problems += settle(context, tell)
     ids = {image.image_id for image in images}
     rows = context.index.images(context.project_name)
-    tiles = [row for row in rows if row.parent in ids and row.state not in ("tiled", "gone")]
+    offered = [row for row in rows if row.parent in ids and row.task_id is not None]
+    tiles = [row for row in offered if row.state not in ("tiled", "gone")]
     return TilingReport(len({row.parent for row in tiles}), len(tiles), tuple(problems))
 
 
@@ -118,7 +116,8 @@ def cut_dense(
 
     Only images that nobody has seen: never chosen for a batch, and without annotation, skip or draft by anybody. Tiles
     are cut smaller until none shows more cells, down to own parts of 256 px; an image that would be one tile stays
-    whole. A tile may be cut like any other image: its tiles are tiles of the same image. Safe to repeat and to kill
+    whole. A tile may be cut like any other image, until its own part is as small as that: its tiles are tiles of the
+    same image. Safe to repeat and to kill
     anywhere; what an earlier run left undone is finished first.
 
     Args:
@@ -158,15 +157,15 @@ def cut_dense(
     return tuple(fresh)
 
 
-def settle(context: LoopContext, tell: Tell | None = None, *, again: Iterable[str] = ()) -> list[str]:
+def settle(context: LoopContext, tell: Tell | None = None) -> list[str]:
     """Finishes what the rows of tiles say: pictures and tasks where they are missing, no task for what was cut.
 
-    The task of an image that was cut goes only while nobody has annotated, skipped or begun it.
+    The task of an image that was cut goes only while nobody has annotated, skipped or begun it. One process at a time:
+    where a round and `celloop init` meet, the second finds done what the first did.
 
     Args:
         context: the project.
         tell: called as tell("tasks", done, total).
-        again: ids of tiles whose tasks are to be made although they have had one.
 
     Returns:
         A line for each tile that cannot be shown.
@@ -174,9 +173,14 @@ def settle(context: LoopContext, tell: Tell | None = None, *, again: Iterable[st
     Raises:
         UnreachableError: Label Studio does not answer.
     """
-    name, wanted = context.project_name, set(again)
+    with tiles_lock(context.workspace, context.project_name):
+        return _settle(context, tell)
+
+
+def _settle(context: LoopContext, tell: Tell | None) -> list[str]:
+    name = context.project_name
     rows = context.index.images(name)
-    lacking = [r for r in rows if r.parent and r.state == "open" and (r.task_id is None or r.image_id in wanted)]
+    lacking = [row for row in rows if row.parent and row.state == "open" and row.task_id is None]
     shown, problems = _show(context, lacking)
     if shown:
         context.index.add_images(name, add_tasks(context, shown, tell))
@@ -205,7 +209,7 @@ def _register(context: LoopContext, image: ImageRef, taken: set[str]) -> None:
 
 
 def _renew(context: LoopContext, image: ImageRef, parent: ImageRow, tiles: Sequence[ImageRow]) -> None:
-    """Brings an image that was cut, and its tiles, up to date with its folder.
+    """Brings an image that was cut, and its tiles, up to date with its folder; tiles that were gone lack their task.
 
     Raises:
         InputError: a tile's file is gone and the image is not the one that it was cut from, or cannot be read.
@@ -225,8 +229,10 @@ def _renew(context: LoopContext, image: ImageRef, parent: ImageRow, tiles: Seque
             file = files[row.image_id]
             tile = replace(tile, path=str(file.path.resolve()), sha256=file.sha256)
         if row.state == "gone" and (row.image_id in files or row.image_id not in lost):
-            tile = replace(tile, state="open")
+            tile = replace(tile, state="open", task_id=None)
         renewed.append(tile)
+    back = {old.image_id for old, new in zip(tiles, renewed[1:], strict=True) if old.state != new.state}
+    context.index.set_images(context.project_name, {image_id: {"task_id": None} for image_id in sorted(back)})
     context.index.add_images(context.project_name, renewed)
     if changed:
         raise InputError("it has changed since it was cut into tiles, which stay as they are; give it another name")
@@ -265,15 +271,28 @@ def _crowded(
     if not settings.max_cells:
         return []
     seen = {row.image_id for row in context.index.annotations(context.project_name)}
+    rows = {row.image_id: row for row in context.index.images(context.project_name)}
     plans = []
     for row in context.index.images(context.project_name, state="open", role="open"):
         found = predictions.get(row.image_id)
         if found is None or row.chosen_in is not None or row.image_id in seen:
             continue
+        if row.parent and _own_side(row, rows[row.parent], settings.halo) <= min(SMALLEST, settings.side):
+            continue
         tiles = crowded_tiles(found.instances, settings)
-        if tiles:
+        same = sorted({tile_id(row.image_id, tile) for tile in tiles} & rows.keys())
+        if same:
+            logger.warning("%s is not cut into tiles: one would be called %s, as another is", row.image_id, same[0])
+        elif tiles:
             plans.append((row, tiles))
     return plans
+
+
+def _own_side(tile: ImageRow, whole: ImageRow, halo: int) -> int:
+    """The longer side of a tile's own part, px; less by a halo where a tile of a tile shows none."""
+    height = tile.height - halo * ((tile.top > 0) + (tile.top + tile.height < whole.height))
+    width = tile.width - halo * ((tile.left > 0) + (tile.left + tile.width < whole.width))
+    return max(height, width)
 
 
 def crowded_tiles(cells: Instances, settings: TilesConfig) -> tuple[Tile, ...]:
@@ -306,7 +325,7 @@ def _show(context: LoopContext, rows: Sequence[ImageRow]) -> tuple[list[ImageRow
         try:
             write_display(Path(row.path), target, sha256=row.sha256, between=light[row.parent])
         except ImageError as error:
-            _stop_on_full_disk(error)
+            stop_on_full_disk(error, target.parent)
             return f"{row.image_id}: {error}"
         return ""
 
@@ -339,12 +358,3 @@ def _light(context: LoopContext, parent: str) -> tuple[float, float] | None:
 
 def _directory(context: LoopContext) -> Path:
     return context.workspace.tiles_dir / context.project_name
-
-
-def _stop_on_full_disk(error: BaseException) -> None:
-    """Raises the OSError behind `error` where the disk is full: going on would leave out whatever is still to come."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(cause.errno, cause.strerror, cause.filename) from error
-        cause = cause.__cause__

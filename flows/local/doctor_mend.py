@@ -8,7 +8,7 @@ import httpx
 
 from flows.context import project_lock
 from flows.local.doctor_project import FaultError, ProjectProbe, asked
-from flows.queue import QueueFault, look_at_queue, strange_versions, unfinished_endings
+from flows.queue import BY_PUBLISHING, QueueFault, look_at_queue, strange_versions, unfinished_endings
 from loop.adapters.label_studio_api import PROJECT_SETTINGS
 from loop.adapters.label_studio_hooks import Hook, hooks_of, refusals, remove_hook
 from loop.adapters.label_studio_publish import delete_version
@@ -18,6 +18,7 @@ from loop.adapters.label_studio_storage import connect_storage, storage_paths
 LOCAL_FILES = "/data/local-files/"
 BLOCKED_BY = {"backend": "ML_BLOCK_LOCAL_IP", "webhook": "SSRF_PROTECTION_ENABLED"}
 ROUND = "run `celloop round`: it publishes the order anew"
+BY_HAND = "delete them in Label Studio (Data Manager, Delete Predictions), then run `celloop round`"
 MEND = "`celloop doctor --mend` puts it right"
 ANSWER_S = 2.0
 
@@ -61,11 +62,14 @@ def webhooks(probe: ProjectProbe) -> str:
     """That no webhook rings where nobody listens, for each costs an annotator up to a second at every submit.
 
     Raises:
-        FaultError: a webhook of celloop's elsewhere, a second one to the backend, or one that Label Studio made for a
-            backend which is not attached any more and does not answer.
+        FaultError: a webhook of celloop's elsewhere, a second one to the backend, or one as Label Studio makes for a
+            backend, where none is attached any more and none answers. On another machine than the backend's the latter
+            may be a person's own, so it is named and left to him.
     """
     hooks = hooks_of(probe.connection, probe.row.ls_project_id)
-    orphans = _orphans(probe, hooks)
+    silent = _left_behind(probe, hooks)
+    host = urlsplit(probe.endpoints.backend_url).hostname
+    orphans = _superfluous(probe, hooks) + [hook for hook in silent if urlsplit(hook.url).hostname == host]
     if orphans:
 
         def remove() -> str:
@@ -75,19 +79,30 @@ def webhooks(probe: ProjectProbe) -> str:
 
         listed = ", ".join(f"{hook.url} (number {hook.id})" for hook in orphans)
         raise FaultError(f"{len(orphans)} webhooks of project {probe.name} ring for nobody: {listed}", MEND, remove)
+    if silent:
+        listed = ", ".join(f"{hook.url} (number {hook.id})" for hook in silent)
+        raise FaultError(
+            f"nobody answers at {listed}, which project {probe.name} rings at every submit",
+            "delete these in Label Studio (Settings, Webhooks) unless you need them",
+        )
     return f"{len(hooks)} webhooks"
 
 
-def _orphans(probe: ProjectProbe, hooks: list[Hook]) -> list[Hook]:
+def _superfluous(probe: ProjectProbe, hooks: list[Hook]) -> list[Hook]:
+    """All of celloop's own and to the backend but the one that is needed."""
     wanted = f"{probe.endpoints.backend_url}/webhook"
     right = [hook for hook in hooks if hook.url.rstrip("/") == wanted]
     kept = next((hook for hook in right if hook.ours), None) or next(iter(right), None)
-    attached = {one.url.rstrip("/") for one in probe.attached()}
+    return [hook for hook in hooks if hook is not kept and (hook.ours or hook in right)]
+
+
+def _left_behind(probe: ProjectProbe, hooks: list[Hook]) -> list[Hook]:
+    """Those that look as if Label Studio had made them for a backend that is there no more."""
+    known = {one.url.rstrip("/") for one in probe.attached()} | {probe.endpoints.backend_url}
     found = []
     for hook in hooks:
         base = hook.url.rstrip("/").removesuffix("/webhook")
-        left_behind = hook.automatic and base not in attached and not _answers(base)
-        if hook is not kept and (hook.ours or hook in right or left_behind):
+        if hook.automatic and base not in known and not _answers(base):
             found.append(hook)
     return found
 
@@ -141,7 +156,7 @@ def queue(probe: ProjectProbe) -> str:
         mend = _mend_of(probe, fault)
         if mend is not None:
             raise FaultError(detail, MEND, _alone(probe, mend))
-    raise FaultError(detail, ROUND)
+    raise FaultError(detail, ROUND if any(fault.kind in BY_PUBLISHING for fault in report.faults) else BY_HAND)
 
 
 def _alone(probe: ProjectProbe, mend: Callable[[], str]) -> Callable[[], str]:
@@ -155,9 +170,14 @@ def _alone(probe: ProjectProbe, mend: Callable[[], str]) -> Callable[[], str]:
 
 
 def _mend_of(probe: ProjectProbe, fault: QueueFault) -> Callable[[], str] | None:
-    number, published = probe.row.ls_project_id, probe.index.project(probe.name).published_version
+    """What puts one kind of fault right; what is published is asked when it is done, for a round may have ended."""
+    number = probe.row.ls_project_id
+
+    def published_now() -> str:
+        return probe.index.project(probe.name).published_version
 
     def name_version() -> str:
+        published = published_now()
         probe.studio.update_project(number, model_version=published)
         return f"named {published} as the version of project {probe.name}"
 
@@ -168,13 +188,12 @@ def _mend_of(probe: ProjectProbe, fault: QueueFault) -> Callable[[], str] | None
 
     def delete_strange() -> str:
         state = probe.studio.queue(number, first=1)
-        names = [
-            name for name in strange_versions(state, published, unfinished_endings(probe.index, probe.name)) if name
-        ]
+        names = strange_versions(state, published_now(), unfinished_endings(probe.index, probe.name))
         gone = sum(delete_version(probe.connection, number, name) for name in names)
-        return f"deleted {gone} predictions of {', '.join(names) or 'no version that has a name'}"
+        return f"deleted {gone} predictions of {', '.join(names) or 'no version'}"
 
     def delete_doubled() -> str:
+        published = published_now()
         doubled = doubled_predictions(probe.connection, number, published)
         ids = [one for several in doubled.values() for one in several]
         delete_predictions(probe.connection, ids)

@@ -7,6 +7,7 @@ polygons. The counts of a list come with it, but the SDK drops them, so lists ar
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final
 
 from loop.adapters.label_studio_http import Connection, delete
@@ -100,15 +101,22 @@ def _page(connection: Connection, project_id: int, size: int, items: Sequence[Ma
 
 
 def _asked(connection: Connection, project_id: int, size: int, query: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = connection.get(
-        "/api/tasks/",
-        project=project_id,
-        page_size=size,
-        fields="task_only",
-        resolve_uri="false",
-        query=json.dumps(query),
-    )
-    return found
+    """The first `size` tasks with the count of all; in several pages where the server gives fewer at once."""
+    tasks: list[Any] = []
+    for page in count(1):
+        found: dict[str, Any] = connection.get(
+            "/api/tasks/",
+            project=project_id,
+            page=page,
+            page_size=size,
+            fields="task_only",
+            resolve_uri="false",
+            query=json.dumps(query),
+        )
+        tasks += found["tasks"]
+        if not found["tasks"] or len(tasks) >= min(size, int(found["total"])):
+            break
+    return {"tasks": tasks, "total": found["total"]}
 
 
 def _task(item: Mapping[str, Any]) -> QueuedTask:

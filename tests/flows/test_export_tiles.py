@@ -248,3 +248,17 @@ def test_more_cells_than_sixteen_bits_number_are_written_in_the_other_formats(
     assert report.cells == len(truth)
     assert "use --format coco" in report.left_out[0]
     assert (project.root / "out" / "geojson" / "slide.geojson").is_file()
+
+
+def test_an_image_that_is_complete_by_now_is_no_longer_said_to_be_done_in_part(
+    project: Project, truth: Instances
+) -> None:
+    out = project.root / "out"
+    first, *rest = TILES
+    project.draw(first, seen(truth, first))
+    export(project.context, out, ["labels"])
+    assert (out / "done" / "slide.png").is_file()
+    for name in rest:
+        project.draw(name, seen(truth, name))
+    export(project.context, out, ["labels"])
+    assert not (out / "done" / "slide.png").exists()

@@ -286,3 +286,22 @@ def test_before_a_model_offered_anything_there_is_nothing_to_say(context: Any) -
     assert write_ledger(context).by_version == {}
     assert corrections(context) is None
     assert ledger.read_ledger(context).by_annotator[1].images == 1
+
+
+def test_a_label_that_a_sync_changes_meanwhile_is_counted_next_time(
+    context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(context, 1, "a")
+    look = ledger.observations
+
+    def meanwhile(looked: Any) -> Any:
+        works = look(looked)
+        add(context, 1, "a", updated_at=NOON + timedelta(minutes=1))
+        return works
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "observations", meanwhile)
+        assert write_ledger(context).rows == ()
+    assert context.registry.put == []
+    assert len(write_ledger(context).rows) == 1
+    assert [(number, step) for number, _, step in context.registry.put] == [(3, 1)]

@@ -217,3 +217,17 @@ def test_the_page_says_what_corrections_say_of_each_model(hall: Hall) -> None:
 
 def test_without_a_model_the_page_has_no_such_section(hall: Hall) -> None:
     assert "What your corrections say" not in write_report(hall.context).read_text()
+
+
+def test_the_page_says_how_far_people_agree(hall: Hall) -> None:
+    assert "How far people agree" not in write_report(hall.context).read_text()
+    figures = {"images": 3, "people": 2, "f1": 0.914, "pq": 0.8, "mean_iou": 0.87, "ap": 0.5, "cells": 90}
+    rounds = [
+        RoundRow(1, 0, status="done", metrics={"people": figures}),
+        RoundRow(1, 1, status="done", metrics={"people": {"images": 0}}),
+    ]
+    cast(Any, hall.context).index.rounds = lambda _: rounds
+    page = write_report(hall.context).read_text()
+    assert "2 people labelled 3 images twice or more" in page
+    assert "91 % (F1 at IoU .50, mean IoU of these" in page
+    assert "0.87; AP 0.500" in " ".join(page.split())

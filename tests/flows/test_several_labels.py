@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -190,3 +191,35 @@ def test_sync_takes_over_who_was_starred(context: Any) -> None:
     assert (sync(looked).updated, sync(looked).new) == (0, 0)
     now = starred(False)
     assert (sync(looked).updated, [row.reviewed for row in context.index.annotations("p")]) == (1, [False])
+
+
+def test_a_label_of_a_task_that_became_known_after_the_mark_had_passed_is_found(context: Any) -> None:
+    found = [Annotation(9, 7, regions(context, 0), False, False, None, 4, None, NOON, NOON)]
+
+    class Studio(SimpleNamespace):
+        def tasks(self, number: int, updated_after: datetime | None = None) -> list[Any]:
+            if updated_after is not None and updated_after >= NOON:
+                return []
+            late = NOON + timedelta(hours=1)
+            both = [SimpleNamespace(id=7, updated_at=NOON, total_annotations=1, cancelled_annotations=0)]
+            return [*both, SimpleNamespace(id=1, updated_at=late, total_annotations=0, cancelled_annotations=0)]
+
+        def annotations(self, task: int) -> list[Annotation]:
+            return found
+
+        def project(self, number: int) -> dict[str, int]:
+            return {"task_number": 9}
+
+    class Context(SimpleNamespace):
+        @property
+        def project(self) -> Any:
+            return context.index.project("p")
+
+    looked: Any = Context(**vars(context), label_studio=Studio())
+    assert sync(looked).new == 0
+    row = context.index.image("p", "a")
+    context.index.add_images("p", [replace(row, image_id="late", task_id=7, state="open")])
+    assert sync(looked).new == 0, "the mark is past it"
+    assert sync(looked, thorough=True).new == 1
+    assert context.index.image("p", "late").state == "labelled"
+    assert sync(looked, thorough=True).new == 0

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from tiling_stage import Place, Studio, rows_of
 
 from flows import context as context_module
 from flows import start
-from flows.local.workspace import Endpoints, Workspace
 from flows.start import start_project
 from flows.tiling import crowded_tiles, cut_dense, settle
 from loop.adapters.index import AnnotationRow, ImageRow, Index
@@ -30,64 +30,6 @@ SETTINGS = {"tiles.max_px": 20_000, "tiles.side": 100, "tiles.halo": 16, "tiles.
 
 class KilledError(Exception):
     """Stands for the end of the process."""
-
-
-class Studio:
-    """Projects and tasks in memory; `touched` are tasks that somebody has annotated, skipped or begun."""
-
-    def __init__(self) -> None:
-        self.projects: dict[int, dict[str, Any]] = {}
-        self.tasks: dict[int, str] = {}
-        self.touched: set[int] = set()
-        self.made = 0
-
-    def find_project(self, title: str) -> int | None:
-        return next((number for number, project in self.projects.items() if project["title"] == title), None)
-
-    def project(self, number: int) -> dict[str, Any]:
-        return self.projects[number]
-
-    def create_project(self, title: str, xml: str, description: str = "") -> int:
-        number = self.find_project(title) or len(self.projects) + 1
-        self.projects.setdefault(number, {"title": title, "label_config": xml})
-        return number
-
-    def connect_storage(self, number: int, directory: Path) -> int:
-        assert directory.is_dir()
-        return 1
-
-    def connect_backend(self, *_: Any, **__: Any) -> int:
-        return 1
-
-    connect_webhook = connect_backend
-
-    def import_tasks(self, number: int, tasks: list[dict[str, Any]]) -> list[int]:
-        known = {image_id: task for task, image_id in self.tasks.items()}
-        numbers = []
-        for task in tasks:
-            data = task["data"]
-            assert data["image"].endswith(f"{data['celloop_id']}.png")
-            if data["celloop_id"] not in known:
-                self.made += 1
-                self.tasks[self.made] = data["celloop_id"]
-                known[data["celloop_id"]] = self.made
-            numbers.append(known[data["celloop_id"]])
-        return numbers
-
-    def untouched(self, number: int, tasks: list[int]) -> list[int]:
-        return [task for task in tasks if task in self.tasks and task not in self.touched]
-
-    def remove_untouched(self, number: int, tasks: list[int]) -> list[int]:
-        for task in self.untouched(number, tasks):
-            del self.tasks[task]
-        return [task for task in tasks if task not in self.tasks]
-
-
-class Place(Workspace):
-    """A workspace whose services are said to run."""
-
-    def endpoints(self) -> Endpoints:
-        return Endpoints("http://ls", "t" * 40, "", "", "http://m", "http://p/api", "http://b", True, "s")
 
 
 @pytest.fixture
@@ -118,10 +60,6 @@ def images(tmp_path: Path) -> Path:
 def begin(place: Place, images: Path) -> Any:
     report = start_project(place, images, "cells", load_config(None, SETTINGS))
     return report, context_module.open_context(place, "cells")
-
-
-def rows_of(context: Any) -> dict[str, ImageRow]:
-    return {row.image_id: row for row in context.index.images("cells")}
 
 
 def files_below(folder: Path) -> dict[str, bytes]:
@@ -318,6 +256,7 @@ def test_a_crowded_image_becomes_tiles_and_its_task_goes(studio: Studio, place: 
 
 def test_a_crowded_tile_is_cut_into_tiles_of_the_same_image(studio: Studio, place: Place, images: Path) -> None:
     _, context = begin(place, images)
+    context = replace(context, config=load_config(None, {**SETTINGS, "tiles.side": 64}))
     fresh = [row for row in cut_dense(context, found(context, 12)) if row.parent == "slide"]
     now = rows_of(context)
     assert fresh

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,10 @@ from pydantic import SecretStr
 
 from flows.local import doctor_mend
 from flows.local.doctor import _tried
-from flows.local.doctor_mend import addresses, webhooks
+from flows.local.doctor_mend import addresses, queue, webhooks
 from flows.local.doctor_project import FaultError
+from loop.adapters.index import ImageRow
+from loop.adapters.label_studio_api import QueuedTask, QueueState
 from loop.adapters.label_studio_hooks import Backend, Hook
 from loop.adapters.label_studio_http import Connection
 from loop.adapters.label_studio_tokens import enable_legacy_tokens
@@ -238,3 +241,62 @@ def test_a_wrong_password_or_right_is_told_without_it(serve: Any) -> None:
         enable_legacy_tokens(server.url, "ann@lab.org", SecretStr("secret-word"))
     with pytest.raises(UnreachableError, match="nothing answers"):
         enable_legacy_tokens("http://127.0.0.1:9", "ann@lab.org", SecretStr("secret-word"))
+
+
+def test_a_silent_webhook_on_another_machine_is_named_and_left_to_a_person(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = "http://127.0.0.1:9"
+    hooks = [
+        Hook(1, f"{here}/webhook", True, False),
+        Hook(2, "http://localhost:7/webhook", False, True),  # another name than the backend's
+        Hook(3, "http://127.0.0.1:7/webhook", False, True),
+    ]
+    removed: list[int] = []
+    monkeypatch.setattr(doctor_mend, "hooks_of", lambda *_: [hook for hook in hooks if hook.id not in removed])
+    monkeypatch.setattr(doctor_mend, "remove_hook", lambda _, number: removed.append(number))
+    looked = probe(serve({}))
+    check = _tried("webhooks", lambda: webhooks(looked), mend=True)
+    assert removed == [3]
+    assert (check.outcome, len(check.mended)) == ("fault", 1)
+    assert "http://localhost:7/webhook (number 2)" in check.detail
+    assert "unless you need them" in check.cure
+
+
+def queue_probe(tmp_path: Path, **state: Any) -> Any:
+    """A project whose queue is as given; what is published is told by `published`, one answer a question."""
+    right = {"version": "v-r1", "sampling": "Uncertainty sampling", "versions": {"v-r1": 1}, "scored": 1}
+    found = QueueState(**{**right, "first": (QueuedTask(1, 0.5, False, 1),), "unscored": (), **state})
+    row = ImageRow(1, "i1", "0" * 64, "", "", 1, score=0.5, rank=1)
+    published = ["v-r1"]
+    named: list[dict[str, Any]] = []
+    return SimpleNamespace(
+        name="cells",
+        row=SimpleNamespace(ls_project_id=3),
+        index=SimpleNamespace(
+            project=lambda _: SimpleNamespace(published_version=published[0], ls_project_id=3),
+            images=lambda *_, **__: [row],
+            rounds=lambda _: [],
+        ),
+        studio=SimpleNamespace(queue=lambda *_, **__: found, update_project=lambda _, **changed: named.append(changed)),
+        workspace=SimpleNamespace(root=tmp_path),
+        published=published,
+        named=named,
+    )
+
+
+def test_the_version_that_is_named_is_the_one_that_is_published_when_it_is_mended(tmp_path: Path) -> None:
+    looked = queue_probe(tmp_path, version="")
+    with pytest.raises(FaultError, match="the project names no version") as found:
+        queue(looked)
+    looked.published[0] = "v-r2"  # a round has ended meanwhile
+    assert found.value.mend is not None
+    assert "named v-r2" in found.value.mend()
+    assert looked.named == [{"model_version": "v-r2"}]
+
+
+def test_what_neither_a_mend_nor_a_round_takes_away_is_left_to_a_person(tmp_path: Path) -> None:
+    with pytest.raises(FaultError, match="2 of ''") as found:
+        queue(queue_probe(tmp_path, versions={"v-r1": 1, "": 2}))
+    assert found.value.mend is None
+    assert found.value.cure.startswith("delete them in Label Studio")
