@@ -304,7 +304,7 @@ def test_a_file_that_cannot_even_be_looked_for_does_not_end_the_search(
         return is_file(path)
 
     monkeypatch.setattr(Path, "is_file", looked_at)
-    with backend("bright", configs_dir=configs(checkpoint=checkpoint)) as b:
+    with backend("bright", configs_dir=configs(checkpoint=checkpoint, model="sam")) as b:
         eventually(lambda: "by the champion instead of SAM" in caplog.text)
         assert b.click("two.png", b.keypoints[0]).status_code == 200
         configs()
