@@ -1,11 +1,11 @@
 """Pictures for the documents: a real image in Label Studio's page before a click, after it, and after a refining click.
 
-    python benchmarks/draw_click_pages.py --out docs/images [--image STEM] [--steps 400]
+    python benchmarks/draw_click_pages.py --out docs/images --image STEM [--steps 400] [--sam FILE]
 
 Starts the services and a headless Chromium, trains a small model on the other images of examples/dsb2018-mini, takes it
-into service with its cells as pre-labels, removes its largest cell (mostly several that touch), clicks into it, and
-then, with Alt, into its far end: "not this". Writes `click-before.png`, `click.png` and `click-refined.png` and prints
-one JSON line with the areas of the two answers.
+into service with its cells as pre-labels (clicks are answered by SAM where a file of weights is given), removes its
+largest cell (mostly several that touch), clicks into it, and then, with Alt, into its far end: "not this". Writes
+`click-before.png`, `click.png` and `click-refined.png` and prints one JSON line with the areas of the two answers.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from bench_dense_page import middle, place_of_label
 from harness import ROOT, report
-from served_project import publish_cells, services, wait_for_model
+from served_project import publish_cells, services, wait_for_model, wait_for_sam
 
 from flows.context import open_context
 from flows.folders import train_folder
@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--image", required=True, help="stem of the image that is shown")
     parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--sam", type=Path, help="weights of a SAM that answers the clicks")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     with services() as workspace:
@@ -65,7 +66,10 @@ def main() -> None:
             else:
                 shutil.copy(path, teaching / "images")
                 shutil.copy(MINI / "labels" / path.name, teaching / "labels")
-        config = load_config(None, {"train.max_steps": given.steps, "model.name": "unet", "model.base": 16})
+        settings = {"train.max_steps": given.steps, "model.name": "unet", "model.base": 16}
+        if given.sam is not None:
+            settings |= {"click.model": "sam", "pseudo.sam.checkpoint": str(given.sam.resolve())}
+        config = load_config(None, settings)
         start_project(workspace, shown / "images", NAME, config)
         context = open_context(workspace, NAME)
         train_folder(teaching, workspace.root.parent / "model", config, lambda step, values: None)
@@ -78,6 +82,8 @@ def main() -> None:
         cells = segmenter.predict(read_image(Path(row.path)).pixels, image_id=row.image_id).instances
         publish_cells(context, {row.image_id: cells}, version)
         wait_for_model(context, version.label)
+        if given.sam is not None:
+            wait_for_sam(context)
         i = int(np.argmax([np.count_nonzero(mask) for mask in cells.masks]))
         areas = []
         with sitting_person(find_chromium(), context.endpoints, workspace.root.parent) as person:

@@ -114,16 +114,30 @@ def wait_for_model(context: LoopContext, label: str, timeout_s: float = 60.0) ->
     Raises:
         TimeoutError: it has not.
     """
+    _wait_for(context, f'model="{label}"', timeout_s)
+
+
+def wait_for_sam(context: LoopContext, timeout_s: float = 60.0) -> None:
+    """Returns when the backend has loaded a SAM.
+
+    Raises:
+        TimeoutError: it has not.
+    """
+    _wait_for(context, "celloop_sam_info{", timeout_s)
+
+
+def _wait_for(context: LoopContext, text: str, timeout_s: float) -> None:
+    """Returns when the backend's metrics hold a text."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         try:
             metrics = httpx.get(f"{context.endpoints.backend_url}/metrics", timeout=10, trust_env=False).text
         except httpx.TransportError:
             metrics = ""
-        if f'model="{label}"' in metrics:
+        if text in metrics:
             return
         time.sleep(0.3)
-    raise TimeoutError(f"the backend does not serve {label}")
+    raise TimeoutError(f"the backend does not say {text}")
 
 
 def _free_port() -> int:

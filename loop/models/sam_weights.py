@@ -177,7 +177,7 @@ def checkpoint_path(kind: str, checkpoint: str = "") -> Path:
     """Where the weights of SAM `kind` lie: `checkpoint`, or the published file in `models_folder()`.
 
     Raises:
-        CheckpointError: it is not there, or out of reach; the text says where it is looked for, where to get it, and its
+        CheckpointError: it is not there or out of reach; the text says where it is looked for, where to get it, and its
             checksum.
     """
     try:

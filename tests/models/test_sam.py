@@ -348,7 +348,7 @@ def test_no_checkpoint_says_where_from_and_that_the_loop_goes_on(kind, tmp_path,
 
 
 def test_a_file_in_the_home_of_nobody_is_refused():
-    with pytest.raises(CheckpointError, match="~no-such-person-here/w.pth.*name another file"):
+    with pytest.raises(CheckpointError, match=r"~no-such-person-here/w\.pth.*name another file"):
         checkpoint_path("vit_b", "~no-such-person-here/w.pth")
 
 
