@@ -202,7 +202,7 @@ def load_sam(kind: str, checkpoint: str = "", *, device: str = "auto", precision
         kind: "vit_b", "vit_l" or "vit_h". Weights of other sizes than these three are loaded as they are.
         checkpoint: the file; "" = the published one of that kind in `models_folder()`.
         device: "auto", "cpu" or "cuda".
-        precision: "auto", "bf16" or "fp32", of the image encoder.
+        precision: "auto", "bf16" or "fp32", of image encoder and mask decoder.
 
     Raises:
         CheckpointError: no file, not as published under its name, truncated, of another kind or architecture.
