@@ -4,6 +4,8 @@ from concurrent.futures import Future
 
 import pytest
 
+from loop.models.sam_weights import Architecture
+
 
 class Inline:
     """Stands for a pool of processes: everything is done at once in this one."""
@@ -36,3 +38,25 @@ def inline_pool(monkeypatch):
 
     monkeypatch.setattr(jobs, "ProcessPoolExecutor", Inline)
     monkeypatch.setattr(jobs, "_bench", [])
+
+
+@pytest.fixture(scope="session")
+def small_sam() -> Architecture:
+    """Sizes of a Segment Anything that a test builds, stores and asks in no time."""
+    return Architecture(
+        width=32,
+        depth=2,
+        heads=4,
+        mlp_ratio=4.0,
+        image_size=64,
+        patch=16,
+        window=3,
+        global_blocks=(1,),
+        embedding=16,
+        mask_channels=8,
+        masks=3,
+        decoder_depth=2,
+        decoder_mlp=24,
+        iou_depth=3,
+        iou_width=12,
+    )

@@ -187,21 +187,22 @@ class Supervisor:
     def _watch(self, services: Sequence[Service], state: State) -> State:
         while not self._signals:
             for service in services:
-                if self._may_start_again(service):
-                    state = self._spawn(service, state)
-                self._check_alive(service, "while it was in use; the others are stopped")
+                if self._running[service.name].poll() is None:
+                    continue
+                if not self._may_start_again(service):
+                    self._check_alive(service, "while it was in use; the others are stopped")
+                state = self._spawn(service, state)
             time.sleep(TICK_S)
         return state
 
     def _may_start_again(self, service: Service) -> bool:
-        """Whether the service has ended and is one that is to be started again, not too often lately."""
-        code = self._running[service.name].poll()
-        if code is None or not service.restarts:
+        """Whether a service that has ended is to be started again: one that may be, and not too often lately."""
+        if not service.restarts:
             return False
         now = time.monotonic()
         ends = [at for at in self._ends.get(service.name, []) if now - at < RESTART_WINDOW_S]
         self._ends[service.name] = [*ends, now]
-        self._say(f"{service.title} ended with exit code {code}{self._log_tail(service)}")
+        self._say(f"{service.title} ended with exit code {self._running[service.name].returncode}")
         return len(ends) < RESTARTS
 
     def _stop(self) -> None:

@@ -14,31 +14,13 @@ from PIL import Image
 
 from loop.data.embeddings import EmbeddingStore
 from loop.models.sam import Sam
-from loop.models.sam_weights import Architecture, build_sam, load_sam
+from loop.models.sam_weights import build_sam, load_sam
 from loop.types import Instances
-
-SMALL = Architecture(
-    width=32,
-    depth=2,
-    heads=4,
-    mlp_ratio=2.0,
-    image_size=64,
-    patch=16,
-    window=3,
-    global_blocks=(1,),
-    embedding=16,
-    mask_channels=8,
-    masks=3,
-    decoder_depth=2,
-    decoder_mlp=24,
-    iou_depth=3,
-    iou_width=12,
-)
 
 
 @pytest.fixture
-def weights(tmp_path):
-    net = build_sam(SMALL)
+def weights(tmp_path, small_sam):
+    net = build_sam(small_sam)
     generator = torch.Generator().manual_seed(3)
     state = {name: 0.3 * torch.randn(value.shape, generator=generator) for name, value in net.state_dict().items()}
     torch.save(state, tmp_path / "small.pth")

@@ -13,7 +13,7 @@ from loop.data.intensity import stretch
 from loop.errors import CheckpointError, ShapeError
 from loop.masks import from_label_image, from_masks, to_dense
 from loop.models.sam import Answers, segment_anything
-from loop.models.sam_weights import Architecture, build_sam, load_sam
+from loop.models.sam_weights import build_sam, load_sam
 from loop.pseudo.base import Tools
 from loop.pseudo.sam import SamLabeller, agreement, one_piece, peaks, sam
 from loop.rings import Crop, crop_mask
@@ -21,30 +21,13 @@ from loop.types import Instances
 
 MODULE = importlib.import_module("loop.pseudo.sam")  # the package also has a function of that name
 MINI = Path(__file__).parents[2] / "examples" / "dsb2018-mini"
-SMALL = Architecture(
-    width=32,
-    depth=2,
-    heads=4,
-    mlp_ratio=4.0,
-    image_size=64,
-    patch=16,
-    window=3,
-    global_blocks=(1,),
-    embedding=16,
-    mask_channels=8,
-    masks=3,
-    decoder_depth=2,
-    decoder_mlp=24,
-    iou_depth=3,
-    iou_width=12,
-)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(tmp_path_factory, small_sam):
     path = tmp_path_factory.mktemp("weights") / "small.pth"
     generator = torch.Generator().manual_seed(3)
-    state = {name: torch.randn(v.shape, generator=generator) for name, v in build_sam(SMALL).state_dict().items()}
+    state = {name: torch.randn(v.shape, generator=generator) for name, v in build_sam(small_sam).state_dict().items()}
     for name, value in state.items():  # masks that are steep and differ by prompt, scores within [0, 1]
         value *= 1.0 if name.startswith(("mask_decoder", "prompt_encoder")) else 0.3
         value *= 0.2 if "transformer" in name and "norm" not in name else 1.0
@@ -257,12 +240,12 @@ def test_colours_of_known_cells_choose_automatic_masks():
 
 
 @pytest.mark.parametrize("nms", [0.7, 1.0])
-def test_automatic_masks_are_those_of_the_package(checkpoint, monkeypatch, nms):
+def test_automatic_masks_are_those_of_the_package(checkpoint, small_sam, monkeypatch, nms):
     monkeypatch.setattr(MODULE, "MAX_SHARE", 1.0)
     monkeypatch.setattr(MODULE, "MIN_AREA", 1)
     monkeypatch.setattr(MODULE, "NMS_IOU", nms)
     monkeypatch.setattr(MODULE, "one_piece", lambda crop: crop)
-    net = build_sam(SMALL)
+    net = build_sam(small_sam)
     net.load_state_dict(torch.load(checkpoint), assign=True)
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
     theirs = segment_anything().SamAutomaticMaskGenerator(

@@ -40,28 +40,11 @@ SETTINGS: dict[str, Any] = {
     "pseudo.sam.mode": "both",
     "pseudo.sam.points_per_side": 2,
 }
-SMALL_SAM = Architecture(
-    width=32,
-    depth=2,
-    heads=4,
-    mlp_ratio=4,
-    image_size=64,
-    patch=16,
-    window=3,
-    global_blocks=(1,),
-    embedding=16,
-    mask_channels=8,
-    masks=4,
-    decoder_depth=2,
-    decoder_mlp=24,
-    iou_depth=3,
-    iou_width=12,
-)
 
 
-def write_small_sam(path: Path) -> None:
+def write_small_sam(path: Path, sizes: Architecture) -> None:
     """A SAM of the real architecture with random weights."""
-    net = build_sam(SMALL_SAM).to_empty(device="cpu")
+    net = build_sam(sizes).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for tensor in net.state_dict().values():
@@ -70,14 +53,14 @@ def write_small_sam(path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def context(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> LoopContext:
+def context(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory, small_sam: Architecture) -> LoopContext:
     """A project of 18 real images, the smallest of the sample, with a small SAM of random weights."""
     folder = tmp_path_factory.mktemp("real")
     (folder / "images").mkdir()
     smallest = sorted(open_folder(EXAMPLE).images, key=lambda ref: (ref.height * ref.width, ref.image_id))[:18]
     for ref in smallest:
         shutil.copy(ref.path, folder / "images")
-    write_small_sam(folder / "small.pth")
+    write_small_sam(folder / "small.pth", small_sam)
     config = load_config(None, {**SETTINGS, "pseudo.sam.checkpoint": str(folder / "small.pth")})
     start_project(workspace, folder, NAME, config)
     opened = open_context(workspace, NAME)
