@@ -5,7 +5,7 @@ A rank says how pressing a call is. The turn is held for one image; a long call 
 
 Not every call needs the turn. The answer to a click whose image is encoded already takes 40 ms, while a batch holds the
 turn for an image: such a click is answered beside whoever holds it (`Turns.beside`), at the price of sharing the
-processor with him. Measured on two cores while a batch of 250 ms a task runs: 95 ms a click, 200 ms if it waited
+processor with him. Measured on two busy cores beside a batch of 250 ms a task: 95 ms a click, 200 ms if it waited
 (benchmarks/bench_click.py). Batches begin no new image meanwhile, for a while.
 """
 

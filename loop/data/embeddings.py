@@ -64,10 +64,6 @@ class EmbeddingStore:
         self._directory = directory
         self._limit = limit_bytes
 
-    def has(self, sha256: str, model: str) -> bool:
-        """Whether there is something for this image and model; it does not count as asked for."""
-        return self._path(sha256, model).is_file()
-
     def get(self, sha256: str, model: str) -> Arrays | None:
         """What was put for this image and model, or None. It is now the last one asked for.
 
