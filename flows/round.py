@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -211,10 +212,7 @@ def _learn(context: LoopContext, number: int, frozen: Frozen, tell: Tell) -> Dec
     taught = {sample.image.image_id: {"taught": True} for sample in frozen.train}
     context.index.set_images(project, taught)
 
-    def told(done: int, total: int) -> None:
-        tell("pseudo-labels", done, total)
-
-    document = _step("pseudo", pseudo, context, number, frozen, told)
+    document = _step("pseudo", pseudo, context, number, frozen, partial(tell, "pseudo-labels"))
     versions = []
     for snapshot_id, lesson in _lessons(context, frozen.snapshot.id, document):
         log = telling_training(tell, shortened(context.config, lesson.share).train)
@@ -223,11 +221,9 @@ def _learn(context: LoopContext, number: int, frozen: Frozen, tell: Tell) -> Dec
         versions.append(_step(name, challenger, context, snapshot_id, log, *more))
     decision = _step("gate", gate, context, versions[0], frozen.holdout, *versions[1:])
 
-    def trained(done: int, total: int) -> None:
-        tell("estimate", done, total)
-
     now = context.registry.champion()
-    worth = _step("estimate", estimate, context, number, frozen, now, learnt=versions[0], progress=trained)
+    told = partial(tell, "estimate")
+    worth = _step("estimate", estimate, context, number, frozen, now, learnt=versions[0], progress=told)
     if further_kinds(context):
         document["kinds"] = _step("labellers", train_kinds, context, frozen.snapshot.id, frozen.holdout)
     gained = {key: decision.metrics[key] for key in PSEUDO_FIGURES if key in decision.metrics}
@@ -256,31 +252,18 @@ def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tel
     images = [image_ref(row) for row in rows if row.state not in ("gone", "tiled")]
     predictions = {}
     if champion is not None:
-
-        def told(done: int, total: int) -> None:
-            tell("predict", done, total)
-
+        told = partial(tell, "predict")
         predictions = dict(_step("predict", predict_images, context, champion, images, told))
         tiles = [image_ref(row) for row in _step("tiles", cut_dense, context, predictions)]
         if tiles:
             predictions |= _step("predict", predict_images, context, champion, tiles, told)
     absent = absent_lines(context, predictions)
-
-    def described(done: int, total: int) -> None:
-        tell("looks", done, total)
-
-    selections = _step("select", select, context, number, predictions, described)
+    selections = _step("select", select, context, number, predictions, partial(tell, "looks"))
     calibrated = frozenset[str]()
     if champion is not None:
-
-        def looked(done: int, total: int) -> None:
-            tell("pre-labels", done, total)
-
-        predictions, calibrated = _step("prelabels", prelabels, context, champion, predictions, selections, looked)
+        told = partial(tell, "pre-labels")
+        predictions, calibrated = _step("prelabels", prelabels, context, champion, predictions, selections, told)
     _step("sync", sync, context)
-
-    def shown(done: int, total: int) -> None:
-        tell("publish", done, total)
 
     published = _step(
         "publish",
@@ -291,14 +274,10 @@ def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tel
         selections,
         predictions,
         calibrated=calibrated,
-        progress=shown,
+        progress=partial(tell, "publish"),
     )
     faults = _step("queue", verify_queue, context).lines
-
-    def encoded(done: int, total: int) -> None:
-        tell("prepare", done, total)
-
-    _step("prepare", prepare, context, selections, encoded)
+    _step("prepare", prepare, context, selections, partial(tell, "prepare"))
     return _Served(published, absent, faults)
 
 
