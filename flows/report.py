@@ -86,7 +86,7 @@ def _counts(images: Sequence[ImageRow], annotations: Sequence[AnnotationRow]) ->
     seconds = sum(row.lead_time_s or 0.0 for row in annotations)
     cells = sum(row.n_regions for row in annotations)
     return {
-        "images": sum(row.state not in ("gone", "tiled") for row in images),
+        "images": sum(row.is_present for row in images),
         "train": sum(row.state == "labelled" and row.role != "control" for row in images),
         "holdout": sum(row.state == "labelled" and row.role == "control" for row in images),
         "open": sum(row.state == "open" for row in images),

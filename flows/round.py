@@ -248,8 +248,7 @@ class _Served(NamedTuple):
 
 
 def _serve(context: LoopContext, number: int, champion: ModelVersion | None, tell: Tell) -> _Served:
-    rows = context.index.images(context.project_name)
-    images = [image_ref(row) for row in rows if row.state not in ("gone", "tiled")]
+    images = [image_ref(row) for row in context.index.images(context.project_name) if row.is_present]
     predictions = {}
     if champion is not None:
         told = partial(tell, "predict")

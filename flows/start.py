@@ -168,7 +168,7 @@ def _group_copies(images: Sequence[ImageRef], known: Sequence[ImageRow]) -> tupl
 
 
 def _one_group(rows: Sequence[ImageRow]) -> list[str]:
-    present = [row for row in rows if row.state not in ("gone", "tiled")]
+    present = [row for row in rows if row.is_present]
     groups = {row.group or row.image_id for row in present}
     if len(groups) != 1:
         return []

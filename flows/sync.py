@@ -232,7 +232,7 @@ def _mark_vanished(context: LoopContext, tasks: Sequence[Task] | None) -> int:
     """
     project = context.project
     rows = context.index.images(project.name)
-    alive = {row.task_id: row for row in rows if row.task_id is not None and row.state not in ("gone", "tiled")}
+    alive = {row.task_id: row for row in rows if row.task_id is not None and row.is_present}
     if tasks is None and int(context.label_studio.project(project.ls_project_id)["task_number"]) >= len(alive):
         return 0
     listed = context.label_studio.tasks(project.ls_project_id) if tasks is None else tasks

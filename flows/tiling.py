@@ -103,7 +103,7 @@ def cut_large(context: LoopContext, images: Sequence[ImageRef], tell: Tell | Non
     ids = {image.image_id for image in images}
     rows = context.index.images(context.project_name)
     offered = [row for row in rows if row.parent in ids and row.task_id is not None]
-    tiles = [row for row in offered if row.state not in ("tiled", "gone")]
+    tiles = [row for row in offered if row.is_present]
     return TilingReport(len({row.parent for row in tiles}), len(tiles), tuple(problems))
 
 

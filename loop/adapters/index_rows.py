@@ -84,6 +84,11 @@ class ImageRow:
     left: int = 0
 
     @property
+    def is_present(self) -> bool:
+        """Whether it is an image to work with: its task is there, and it was not cut into tiles."""
+        return self.state not in ("gone", "tiled")
+
+    @property
     def told(self) -> str:
         """Reason and note in one line, as the image's task shows them."""
         return "; ".join(part for part in (self.reason, self.note) if part)

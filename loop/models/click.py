@@ -266,11 +266,11 @@ def _inside_box(view: _View, box: tuple[int, int, int, int], config: InstanceCon
     if not chosen.any() and highest >= CLEAR:
         chosen = interior >= SHARES[0] * highest
     region = np.zeros(view.cells.shape, np.bool_)
-    region[window] = fill_holes(largest_part(chosen).astype(np.int32)).astype(np.bool_)
+    region[window] = fill_holes(_largest_part(chosen).astype(np.int32)).astype(np.bool_)
     return region
 
 
-def largest_part(mask: BoolArray) -> BoolArray:
+def _largest_part(mask: BoolArray) -> BoolArray:
     """The largest 4-connected part of a mask (H, W); none of it where it is empty."""
     pieces, _ = ndimage.label(mask)
     areas = np.bincount(pieces.ravel())
