@@ -147,6 +147,14 @@ def crop_mask(mask: BoolArray, *, x0: int = 0) -> Crop | None:
     return Crop((x0 + left, top, x0 + right, bottom), mask[top:bottom, left:right].copy())
 
 
+def largest_part(mask: BoolArray) -> BoolArray:
+    """The largest 8-connected part of a mask (h, w), the first of equals; an empty mask as it is."""
+    n, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if n <= 2:
+        return mask
+    return np.asarray(parts == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
+
+
 def _fill(
     start: PointArray, end: PointArray, owner: npt.NDArray[np.int64], boxes: npt.NDArray[np.int64]
 ) -> list[Crop | None]:

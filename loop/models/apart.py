@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
-import cv2
 import numpy as np
 
 from loop.metrics.matching import areas, intersections
-from loop.rings import crop_mask
-from loop.types import BoolArray, Instances
+from loop.rings import crop_mask, largest_part
+from loop.types import Instances
 
 
 def leave_out(cell: Instances, others: Instances) -> Instances:
@@ -38,16 +37,8 @@ def leave_out(cell: Instances, others: Instances) -> Instances:
         a0, b0, a1, b1 = others.boxes_xyxy[i].tolist()
         u0, v0, u1, v1 = max(x0, a0), max(y0, b0), min(x1, a1), min(y1, b1)
         left[v0 - y0 : v1 - y0, u0 - x0 : u1 - x0] &= ~others.masks[i][v0 - b0 : v1 - b0, u0 - a0 : u1 - a0]
-    found = crop_mask(_largest(left), x0=x0)
+    found = crop_mask(largest_part(left), x0=x0)
     if found is None:
         return cell.take([])
     a0, b0, a1, b1 = found.box_xyxy
     return replace(cell, boxes_xyxy=np.array([[a0, b0 + y0, a1, b1 + y0]], np.int32), masks=(found.mask,))
-
-
-def _largest(mask: BoolArray) -> BoolArray:
-    """The largest 8-connected piece of a mask, the first of equals; an empty mask as it is."""
-    _, pieces, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    areas_px = stats[:, cv2.CC_STAT_AREA].copy()
-    areas_px[0] = 0
-    return np.asarray((pieces == areas_px.argmax()) & mask)

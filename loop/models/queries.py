@@ -7,8 +7,8 @@ import numpy.typing as npt
 from loop.config import InstanceConfig
 from loop.errors import NonFiniteError, ShapeError
 from loop.metrics.matching import iou_matrix
-from loop.rings import Crop, crop_mask
-from loop.types import BoolArray, FloatArray, Instances, Source
+from loop.rings import Crop, crop_mask, largest_part
+from loop.types import FloatArray, Instances, Source
 
 SAME = 0.5
 
@@ -128,7 +128,7 @@ def _cell(probs: FloatArray, stride: int, shape: tuple[int, int]) -> tuple[Crop,
     large = _enlarge(part, stride)[: max(shape[0] - y0 * stride, 0), : max(shape[1] - x0 * stride, 0)]
     if large.size == 0:
         return None
-    crop = crop_mask(_largest_part(large > 0.5), x0=x0 * stride)
+    crop = crop_mask(largest_part(large > 0.5), x0=x0 * stride)
     if crop is None:
         return None
     left, top, right, bottom = crop.box_xyxy
@@ -144,14 +144,6 @@ def _enlarge(probs: FloatArray, stride: int) -> FloatArray:
         np.ascontiguousarray(probs, np.float32), (width * stride, height * stride), interpolation=cv2.INTER_LINEAR
     )
     return large
-
-
-def _largest_part(mask: BoolArray) -> BoolArray:
-    """The largest 8-connected part of a mask (h, w); nothing where the mask is empty."""
-    n, parts, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if n <= 2:
-        return mask
-    return np.asarray(parts == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
 
 
 def _distinct(instances: Instances) -> npt.NDArray[np.int64]:

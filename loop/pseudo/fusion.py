@@ -3,15 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from loop.config import PseudoConfig
 from loop.errors import InputError, ShapeError
 from loop.metrics.matching import Int64Array, iou_matrix, match
 from loop.pseudo.base import Proposal
-from loop.rings import Crop, crop_mask
-from loop.types import BoolArray, FloatArray, Instances, IntArray, Origin
+from loop.rings import Crop, crop_mask, largest_part
+from loop.types import FloatArray, Instances, IntArray, Origin
 
 FOUND_IOU = 0.5  # of a labeller without a say
 LEAST_WEIGHT = 1e-6  # a cell of score or stability 0 is still there, under every other
@@ -194,11 +193,7 @@ def _contest(crops: Sequence[Crop], shape: tuple[int, int]) -> list[Crop]:
 
 def _largest_part(crop: Crop) -> Crop | None:
     """The largest 8-connected part, cut to its box; None where nothing is left."""
-    n, parts, stats, _ = cv2.connectedComponentsWithStats(crop.mask.astype(np.uint8), connectivity=8)
-    if n < 2:
-        return None
-    mask: BoolArray = np.asarray(parts == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
-    tight = crop_mask(mask, x0=crop.box_xyxy[0])
+    tight = crop_mask(largest_part(crop.mask), x0=crop.box_xyxy[0])
     if tight is None:
         return None
     x0, y0, x1, y1 = tight.box_xyxy

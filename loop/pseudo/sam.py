@@ -24,8 +24,8 @@ from loop.models.sam_weights import load_sam
 from loop.models.stitch import merge_windows
 from loop.pseudo.base import Proposal, Tools
 from loop.pseudo.hsv_filter import cell_colours, hsv_filter
-from loop.rings import Crop, crop_mask
-from loop.types import BoolArray, FloatArray, Instances, UInt8Array
+from loop.rings import Crop, crop_mask, largest_part
+from loop.types import FloatArray, Instances, UInt8Array
 
 MIN_AREA = 20
 """Smaller masks are dropped, px."""
@@ -219,8 +219,7 @@ def agreement(crop: Crop, other: Crop) -> float:
 
 def one_piece(crop: Crop) -> Crop:
     """The largest part of a mask (8-connected), its holes filled."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(crop.mask.astype(np.uint8), connectivity=8)
-    mask: BoolArray = labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()) if count > 2 else crop.mask
+    mask = largest_part(crop.mask)
     rings, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = cv2.drawContours(np.zeros(mask.shape, np.uint8), rings, -1, 1, cv2.FILLED).astype(np.bool_)
     x0, y0, _, _ = crop.box_xyxy
